@@ -47,8 +47,8 @@ is an unknown one.
 | | npi | 10 digits |
 | | title | text, 20 |
 | | external_ref | text, 36 |
-| patient | last_name*, first_name*, middle_name | text, 60 |
-| | birth_date*, deceased_on | `MM/DD/YYYY` |
+| patient | last_name*, first_name, middle_name | text, 60 |
+| | birth_date, deceased_on | `MM/DD/YYYY` |
 | | sex* | `F M O U` |
 | | phone_home, phone_mobile | `###-###-####` |
 | | email | text with an `@`, 100 |

@@ -106,9 +106,9 @@ PROVIDER = Form(
 PATIENT = Form(
     {
         "last_name": text(60, required=True),
-        "first_name": text(60, required=True),
+        "first_name": text(60),
         "middle_name": text(60),
-        "birth_date": day(required=True),
+        "birth_date": day(),
         "sex": one_of("F", "M", "O", "U", required=True),
         "phone_home": _PHONE,
         "phone_mobile": _PHONE,

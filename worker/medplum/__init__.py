@@ -1,0 +1,12 @@
+"""The source: reads and searches of Medplum, and what its resources are. Nothing here writes to Medplum.
+
+`worker.medplum.resource` is not imported here: the models cost half a second and 45 MB, and only who maps needs them.
+"""
+
+from __future__ import annotations
+
+from worker.medplum.client import Medplum, SearchPage
+from worker.medplum.quota import Priority
+from worker.medplum.reads import Absent, Deleted, Present, Read
+
+__all__ = ["Absent", "Deleted", "Medplum", "Present", "Priority", "Read", "SearchPage"]
