@@ -1,0 +1,196 @@
+"""What an answer of the legacy API means. Pure: looks at a status and a body, never at a socket.
+
+Outside go only the status, declared error codes, the request's template and field names: the API's own words can name
+a patient, and not even the one that was written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
+from enum import Enum, StrEnum
+from http import HTTPStatus
+from typing import Final
+
+from worker.ledger.values import Key, Operation
+from worker.legacy.wire import as_json, same
+
+_WORDS_MAX = 16 * 1024
+_RETRY_AFTER_MAX_S = 24 * 3600.0
+
+
+class Outcome(StrEnum):
+    """What became of a request."""
+
+    DONE = "done"
+    NOT_DONE = "not-done"  # the API certainly did not act: try again
+    UNKNOWN = "unknown"  # it may have acted, or still act: find out first
+    REFUSED = "refused"  # it said no: a person must act
+    GONE = "gone"  # the record is not there (any more)
+    EXISTS = "exists"  # a create met a record that is there already: find it
+    CONFLICT = "conflict"  # the record is not what it was
+
+
+class Anything(Enum):
+    """The type of ANY."""
+
+    ANY = "any"
+
+
+ANY: Final = Anything.ANY
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status and, if need be, something in the body: `has` is a dotted path, `equal` what must stand there."""
+
+    status: int
+    has: str = field(default="", kw_only=True)
+    equal: object = field(default=ANY, kw_only=True)
+
+    def fits(self, status: int, body: object) -> bool:
+        """Tell whether an answer is this one."""
+        if status != self.status:
+            return False
+        found = at(body, self.has) if self.has else body
+        return (not self.has or found is not None) if self.equal is ANY else same(self.equal, found)
+
+
+Means = Mapping[int | Answer, Outcome]
+"""Answers that mean something else than their status says; the first that fits wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of one request to the legacy API. `words` are its own: to be sealed, never logged."""
+
+    outcome: Outcome
+    detail: str
+    status: int | None = None
+    keys: dict[str, Key] | None = field(default=None, repr=False)
+    record: dict[str, object] | None = field(default=None, repr=False)
+    body: object = field(default=None, repr=False)
+    words: bytes | None = field(default=None, repr=False)
+    retry_after_s: float | None = None
+    declared: bool = False  # the outcome is one that the declaration names, not what the status says by itself
+
+
+def declared(status: int, body: object, *layers: Means) -> Outcome | None:
+    """Say what an answer was declared to mean, by the first layer that knows it: the call's before the API's."""
+    for means in layers:
+        for answer, outcome in means.items():
+            if (answer if isinstance(answer, Answer) else Answer(answer)).fits(status, body):
+                return outcome
+    return None
+
+
+_NOT_DONE = frozenset({401, 408, 425, 429, 503})
+
+
+def by_status(status: int, operation: Operation | None) -> Outcome:
+    """Say what a status means by itself. Operation None is a read.
+
+    A redirect is unknown: a form's answer to a saved record is one too, and none is followed.
+    """
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        return Outcome.DONE
+    if status in _NOT_DONE:
+        return Outcome.NOT_DONE
+    if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE} and operation is not Operation.CREATE:
+        return Outcome.GONE
+    if status in {HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED}:
+        return Outcome.CONFLICT
+    client_error = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return Outcome.REFUSED if client_error else Outcome.UNKNOWN
+
+
+def at(body: object, path: str) -> object:
+    """Return what stands at a dotted path, None where nothing does. The empty path is the whole."""
+    for name in filter(None, path.split(".")):
+        if isinstance(body, Mapping):
+            body = body.get(name)
+        elif isinstance(body, list) and name.isdecimal() and int(name) < len(body):
+            body = body[int(name)]
+        else:
+            return None
+    return body
+
+
+def keys_of(record: object, names: Sequence[str]) -> dict[str, Key] | None:
+    """Return a record's keys by name, each in the JSON type that it came in; None unless all are there."""
+    found = {name: at(record, name) for name in names}
+    keys = {name: key for name, key in found.items() if isinstance(key, str | int) and not isinstance(key, bool)}
+    return keys if len(keys) == len(names) and all(str(key).strip() for key in keys.values()) else None
+
+
+class NotJson(ValueError):
+    """An answer is not JSON. Carries none of it."""
+
+
+def parsed(payload: bytes) -> object:
+    """Parse an answer, numbers with all their digits; an empty one is None.
+
+    Raises:
+        NotJson: without a chain, because JSON errors hold the document.
+    """
+    if not payload.strip():
+        return None
+    try:
+        return json.loads(payload, parse_float=Decimal, parse_constant=_no_constant)
+    except (ValueError, RecursionError, InvalidOperation):
+        pass
+    raise NotJson("an answer that is not JSON")
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+def words(payload: bytes, body: object, errors: Sequence[str]) -> bytes | None:
+    """Return the API's own words: what stands at the declared paths, else the whole; at most 16 KiB."""
+    said = {path: found for path in errors if (found := at(body, path)) is not None}
+    text = as_json(said).encode(errors="replace") if said else payload
+    return text[:_WORDS_MAX] or None
+
+
+def code(body: object, codes: Mapping[str, Sequence[str]]) -> str:
+    """Return the error code that an answer holds, if it is one of those that were declared for its path."""
+    found = (str(at(body, path)) for path, known in codes.items() if at(body, path) in known)
+    return next(found, "")
+
+
+def named_fields(body: object, errors: Sequence[str], sent: frozenset[str]) -> tuple[str, ...]:
+    """Return the names, out of those that we sent, that an API's error words point to."""
+    said = {word for path in errors for word in _names(at(body, path))}
+    return tuple(sorted(said & sent))
+
+
+def _names(value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+        for entry in value.values():
+            yield from _names(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _names(entry)
+    elif isinstance(value, str):
+        yield value
+
+
+def retry_after(header: str | None, now: datetime) -> float | None:
+    """Read a Retry-After header, seconds or an HTTP date, as seconds from now: at least 0, at most a day."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds()
+    return min(max(seconds, 0.0), _RETRY_AFTER_MAX_S) if seconds == seconds else None  # noqa: PLR0124 — NaN is not

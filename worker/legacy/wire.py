@@ -1,0 +1,141 @@
+"""How one legacy API writes values, and when two of them say the same. Pure: knows neither FHIR nor HTTP.
+
+Formats go by the Python type that a mapping returns. The same object judges what is read back, so that find, compare
+and reconcile speak one language.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal, InvalidOperation
+from enum import Enum
+from typing import Final, Literal
+from zoneinfo import ZoneInfo
+
+from worker.errors import Unmappable
+
+Scalar = str | int | bool | Decimal | date | datetime | time | timedelta | None
+"""What a mapping may return for one field, besides links, lists and nested objects of these."""
+
+WireValue = str | int | bool | Decimal | None | Sequence["WireValue"] | Mapping[str, "WireValue"]
+"""A value as the body holds it."""
+
+
+class Omit(Enum):
+    """The type of OMIT."""
+
+    OMIT = "omit"
+
+
+OMIT: Final = Omit.OMIT
+"""A cleared field is left out of the body: for APIs whose update erases what is missing."""
+
+Clear = Literal[""] | Omit | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How dates, times, durations, numbers, booleans and *nothing* are written.
+
+    `date`, `datetime` and `time` are strftime formats; a datetime is written in the API's own zone. `clear` is what an
+    update sends where Medplum has no value: None (a JSON null), "" or OMIT. A create leaves such fields out.
+    """
+
+    date: str = "%Y-%m-%d"
+    datetime: str = "%Y-%m-%dT%H:%M:%S"
+    time: str = "%H:%M:%S"
+    duration: Literal["seconds", "minutes"] = "seconds"
+    numbers: Literal["numbers", "text"] = "numbers"
+    boolean: tuple[bool | int | str, bool | int | str] = (True, False)
+    clear: Clear = None
+
+    def write(self, value: Scalar, zone: ZoneInfo) -> str | int | bool | Decimal | None:  # noqa: PLR0911 — one line a type
+        """Write one value.
+
+        Raises:
+            Unmappable: the value has no exact form: a float, a datetime without zone, part of a minute, another type.
+        """
+        match value:
+            case None | str():
+                return value
+            case bool():
+                return self.boolean[0] if value else self.boolean[1]
+            case int() | Decimal():
+                return self._number(value)
+            case datetime():
+                if value.utcoffset() is None:
+                    raise Unmappable("a datetime without its zone: take it from ctx.datetime")
+                return _formatted(value.astimezone(zone), self.datetime)
+            case date():
+                return _formatted(value, self.date)
+            case time():
+                return value.strftime(self.time)
+            case timedelta():
+                return self._number(_whole(value, timedelta(**{self.duration: 1}), self.duration))
+            case _:
+                raise Unmappable(f"a {type(value).__name__} cannot be written: return text, a number, a date or a list")
+
+    def _number(self, value: int | Decimal) -> int | Decimal | str:
+        if isinstance(value, Decimal) and not value.is_finite():
+            raise Unmappable("not a finite number")
+        return value if self.numbers == "numbers" else f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def _formatted(value: date, form: str) -> str:
+    """Write a date; C's strftime leaves out the zeros of a year before 1000."""
+    return value.strftime(form.replace("%Y", f"{value.year:04d}"))
+
+
+def _whole(value: timedelta, unit: timedelta, name: str) -> int:
+    count, rest = divmod(value, unit)
+    if rest:
+        raise Unmappable(f"not a whole number of {name}")
+    return count
+
+
+def same(sent: object, held: object) -> bool:
+    """Tell whether two wire values say the same.
+
+    Nothing is None, "" or absent; a number equals its text; text is compared without the spaces around it; of an object
+    only the sent names count, because the API may hold more.
+    """
+    one, other = _plain(sent), _plain(held)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(same(value, other.get(name)) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, str) is not isinstance(other, str):
+        one, other = _numeric(one), _numeric(other)
+    return bool(one == other)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str):
+        return value.strip() or None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _numeric(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return Decimal(value)
+    except InvalidOperation:
+        return value
+
+
+def as_json(value: object, *, ordered: bool = False) -> str:
+    """Write compact JSON in which a Decimal keeps its digits; `ordered` sorts the names: equal content, equal text."""
+    match value:
+        case Decimal():
+            return f"{value:f}"
+        case Mapping():
+            items = sorted(value.items()) if ordered else value.items()
+            return "{" + ",".join(f"{json.dumps(str(k))}:{as_json(v, ordered=ordered)}" for k, v in items) + "}"
+        case list() | tuple():
+            return "[" + ",".join(as_json(entry, ordered=ordered) for entry in value) + "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)

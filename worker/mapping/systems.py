@@ -1,0 +1,11 @@
+"""URLs of the code and identifier systems that mappings name."""
+
+CONDITION_CATEGORY = "http://terminology.hl7.org/CodeSystem/condition-category"
+CONDITION_CLINICAL = "http://terminology.hl7.org/CodeSystem/condition-clinical"
+CONDITION_VERIFICATION = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
+ICD10CM = "http://hl7.org/fhir/sid/icd-10-cm"
+MARITAL_STATUS = "http://terminology.hl7.org/CodeSystem/v3-MaritalStatus"
+NPI = "http://hl7.org/fhir/sid/us-npi"
+NULL_FLAVOR = "http://terminology.hl7.org/CodeSystem/v3-NullFlavor"
+SNOMED = "http://snomed.info/sct"
+SSN = "http://hl7.org/fhir/sid/us-ssn"

@@ -1,0 +1,34 @@
+"""The clinic's API: dates as MM/DD/YYYY on the clinic's own clock, records under "data", one key in a header."""
+
+from pydantic import SecretStr
+
+from worker.legacy import ApiKey, LegacyApi, Wire
+from worker.mapping import SiteSettings
+
+
+class Site(SiteSettings):
+    """REVERSE_SYNC_SITE_CLINIC_URL, …_KEY and …_ZONE."""
+
+    prefix = "CLINIC"
+
+    url: str
+    key: SecretStr
+    zone: str = "America/New_York"
+
+
+site = Site.read()
+
+CODES = ("unauthorized", "not_found", "inactive", "duplicate", "invalid", "malformed", "unknown_problem")
+
+clinic = LegacyApi(
+    "clinic",
+    base_url=site.url,
+    auth=ApiKey("X-Api-Key", site.key),
+    zone=site.zone,
+    wire=Wire(date="%m/%d/%Y"),
+    record="data",
+    items="data",
+    errors=("error.code", "error.message", "error.fields"),
+    codes={"error.code": CODES},
+    probe="GET /ping",
+)
