@@ -1,0 +1,110 @@
+"""`worker.dispatch` over a ledger and a publisher of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from worker.dispatch import Dispatch
+from worker.publish import BrokerAway, Publisher
+
+
+class Backlog:
+    """A ledger whose backlog is a list; `turn` says whether the job's turn is ours."""
+
+    def __init__(self, due: Sequence[str], *, turn: bool = True) -> None:
+        self._due = list(due)
+        self._turn = turn
+        self.asked: list[tuple[int, bool]] = []
+        self.lost_after_s: list[float] = []
+        self.done: list[str] = []
+
+    def job(self, name: str, *, every_s: float, instance: str) -> bool:
+        return self._turn
+
+    def job_done(self, name: str, outcome: str) -> None:
+        self.done.append(f"{name}: {outcome}")
+
+    def due(self, *, limit: int, queue_empty: bool, lost_after_s: float, stale_after_s: float) -> tuple[str, ...]:
+        self.asked.append((limit, queue_empty))
+        self.lost_after_s.append(lost_after_s)
+        return tuple(self._due[:limit])
+
+    def free_leases(self) -> int:
+        return 3
+
+
+class Wire(Publisher):
+    """A broker as far as dispatch sees it."""
+
+    def __init__(self, *, waiting: int = 0, marked: bool = True, away: bool = False) -> None:
+        self.waiting, self.marked, self.away = waiting, marked, away
+        self.published: list[str] = []
+
+    def length(self, queue: str) -> int:
+        return self.waiting
+
+    def remembers(self) -> bool:
+        return self.marked
+
+    def remember(self) -> None:
+        self.marked = True
+
+    def publish(self, queue: str, task: str, references: Sequence[str]) -> int:
+        if self.away:
+            raise BrokerAway("the broker did not answer LPUSH: TimeoutError")
+        self.published += references
+        return len(self.published)
+
+
+def test_the_queue_is_topped_up_to_its_depth() -> None:
+    """What waits already counts: the backlog stays in the ledger, the queue is a window on it."""
+    ledger, wire = Backlog([f"Patient/{n}" for n in range(50)]), Wire(waiting=7)
+    Dispatch(ledger, wire, instance="dispatch-1", depth=10).top_up()
+    assert wire.published == ["Patient/0", "Patient/1", "Patient/2"]
+    assert ledger.asked == [(3, False)]
+    assert ledger.done == ["dispatch: published 3, 7 waited"]
+
+
+def test_a_full_queue_gets_nothing() -> None:
+    """More messages than the depth, as after a burst of doorbells, never ask for less than none."""
+    ledger, wire = Backlog(["Patient/1"]), Wire(waiting=2000)
+    Dispatch(ledger, wire, instance="dispatch-1").top_up()
+    assert ledger.asked == [(0, False)]
+    assert wire.published == []
+
+
+def test_another_dispatcher_took_the_turn() -> None:
+    """Of several dispatch workers one works; the others do not even ask."""
+    ledger, wire = Backlog(["Patient/1"], turn=False), Wire()
+    Dispatch(ledger, wire, instance="dispatch-2").top_up()
+    assert ledger.asked == []
+    assert wire.published == []
+
+
+def test_an_emptied_broker_counts_as_an_empty_queue_although_new_messages_are_in_it() -> None:
+    """After FLUSHALL the mark is gone: what was queued before is lost, and is published again at once."""
+    ledger, wire = Backlog(["Patient/1"]), Wire(waiting=5, marked=False)
+    dispatch = Dispatch(ledger, wire, instance="dispatch-1")
+    dispatch.top_up()
+    dispatch.top_up()
+    assert [empty for _, empty in ledger.asked] == [True, False]
+    assert ledger.lost_after_s[0] == 0.0, "a message of a moment ago is as lost as an old one"
+
+
+def test_the_mark_is_left_only_after_the_work_is_published() -> None:
+    """If publishing fails, the next turn still knows that the broker was emptied."""
+    ledger, wire = Backlog(["Patient/1"]), Wire(waiting=5, marked=False, away=True)
+    dispatch = Dispatch(ledger, wire, instance="dispatch-1")
+    with pytest.raises(BrokerAway):
+        dispatch.top_up()
+    assert not wire.marked
+    assert ledger.done == []
+
+
+def test_freed_leases_are_counted_in_the_job() -> None:
+    """The job's row says how many leases of dead processes were freed."""
+    ledger = Backlog([])
+    Dispatch(ledger, Wire(), instance="dispatch-1").free_leases()
+    assert ledger.done == ["free_leases: freed 3"]

@@ -1,0 +1,146 @@
+"""What one process of the worker holds while it runs, wired in one place. Knows nothing of Celery.
+
+Settings and collaborators are read and opened before the first task: a worker that cannot work refuses to start.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from worker import log
+from worker.cell import Cell
+from worker.dispatch import Dispatch
+from worker.errors import LedgerOutdated
+from worker.ledger import Ledger
+from worker.ledger.migrate import outdated
+from worker.metrics import ATTEMPT_SECONDS, ATTEMPTS
+from worker.process import Heartbeat, Instance, Watchdog
+from worker.publish import Publisher, broker_url
+from worker.settings import BrokerSettings, WorkerSettings
+
+if TYPE_CHECKING:
+    from worker.sync import Ended
+
+__all__ = ["Running", "make_sync"]
+
+
+class Syncs(Protocol):
+    """What is needed of `worker.sync.Sync`."""
+
+    def run(self, reference: str, *, alone: bool = False) -> Ended: ...
+
+    def close(self) -> None: ...
+
+
+def make_sync(settings: WorkerSettings, ledger: Ledger, instance: Instance, stopping: threading.Event) -> Syncs:
+    """Open what a sync needs: Medplum, the legacy APIs, the routes. Imports fhir.resources: 0.5 s and 45 MB."""
+    from worker.sync import Sync
+
+    return Sync.open(settings, ledger=ledger, instance=instance.id, stopping=stopping)
+
+
+class Running:
+    """One process of the worker, from its first claim to its last."""
+
+    def __init__(self, instance: Instance, settings: BrokerSettings) -> None:
+        self.instance = instance
+        self.stopping = threading.Event()  # set: no claims and no announcements any more; running calls end
+        _refuse_outdated(settings)
+        self.ledger = Ledger.of(settings)
+        self._settings = settings
+        self._heartbeat = Heartbeat(self.ledger, instance)
+        self._dispatch: Dispatch | None = None
+        self._sync: Syncs | None = None
+        self._watchdog: Watchdog | None = None
+        self._cell: Cell | None = None
+
+    @classmethod
+    def worker(cls, instance: Instance) -> Running:
+        """Open a process that writes to the legacy system.
+
+        Raises:
+            SettingsInvalid, LedgerError, MedplumError: it cannot work; the message says what to do.
+        """
+        settings = WorkerSettings.read()
+        running = cls(instance, settings)
+        running._sync = make_sync(settings, running.ledger, instance, running.stopping)
+        running._watchdog = Watchdog(running.stopping, limit_s=settings.lease_seconds)
+        running._cell = Cell(limit_s=settings.lease_seconds)
+        return running
+
+    @classmethod
+    def dispatcher(cls, instance: Instance) -> Running:
+        """Open a process for the periodic tasks alone.
+
+        Raises:
+            SettingsInvalid, LedgerError: it cannot work; the message says what to do.
+        """
+        return cls(instance, BrokerSettings.read())
+
+    def __enter__(self) -> Self:
+        self._heartbeat.start()
+        if self._watchdog is not None:
+            self._watchdog.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._cell is not None:
+            self._cell.close()
+        if self._sync is not None:
+            self._sync.close()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        self._heartbeat.stop()
+        self.ledger.close()
+
+    def stop(self) -> None:
+        """Claim and announce nothing any more. Safe to call from a signal handler, and more than once."""
+        self.stopping.set()
+        if self._cell is not None:
+            self._cell.stop()
+
+    @property
+    def dispatch(self) -> Dispatch:
+        if self._dispatch is None:
+            publisher = Publisher(broker_url(self._settings))
+            self._dispatch = Dispatch(self.ledger, publisher, instance=self.instance.id)
+        return self._dispatch
+
+    def sync(self, reference: str) -> tuple[str, str]:
+        """Sync one mirror and return how it ended, as `worker.sync.Ended` has it: kind and words."""
+        if self.stopping.is_set():
+            return "again", "this worker stops"
+        if self._sync is None or self._watchdog is None:
+            return "again", "this worker does not sync: it was started for the dispatch queue alone"
+        begin = time.monotonic()
+        with self._watchdog.watch(reference), log.bound(reference=reference):
+            ended = self._sync.run(reference)
+        if ended.kind != "nothing":  # it was claimed, so its type has a route: no label is ever a stranger's word
+            resource_type = reference.partition("/")[0]
+            ATTEMPTS.labels(resource_type, ended.kind).inc()
+            ATTEMPT_SECONDS.labels(resource_type).observe(time.monotonic() - begin)
+        return self._in_the_cell(reference) if ended.kind == "suspect" else (ended.kind, ended.words)
+
+    def sync_alone(self, reference: str) -> Ended:
+        """Sync one suspect, here in the child process that may die of it."""
+        assert self._sync is not None  # noqa: S101 - only `worker.alone` calls, and it opens a worker
+        with log.bound(reference=reference):
+            return self._sync.run(reference, alone=True)
+
+    def _in_the_cell(self, reference: str) -> tuple[str, str]:
+        assert self._cell is not None  # noqa: S101 - made together with the sync
+        verdict = self._cell.run(reference)
+        if verdict.kind == "died" and verdict.instance is not None:
+            self.ledger.depart(instance=verdict.instance)  # so that its lease is free within seconds
+        return ("again" if verdict.kind in {"died", "busy"} else verdict.kind), verdict.words
+
+
+def _refuse_outdated(settings: BrokerSettings) -> None:
+    if outdated(settings.database_url):
+        raise LedgerOutdated("the ledger's tables are not those of this release: run `reverse-sync migrate`")
