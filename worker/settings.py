@@ -28,6 +28,8 @@ SITE_PREFIX = "REVERSE_SYNC_SITE_"  # a mapping module's own settings; not judge
 
 S = TypeVar("S", bound="Settings")
 
+KEY_NAME_MOST, KEY_BYTES = 64, 32
+
 
 class Settings(BaseModel):
     """What every process needs."""
@@ -39,7 +41,7 @@ class Settings(BaseModel):
     )
     payload_key: tuple[tuple[str, SecretStr], ...] = Field(
         (),
-        description="keys that seal bodies: id:base64 of 32 bytes, comma-separated, the first one seals, all of them open",
+        description="keys that seal bodies: id:base64 of 32 bytes, comma-separated; the first one seals, all open",
     )
     var: Path = Field(Path("var"), description="the folder for what this machine keeps: embedded broker, logs, ledger")
     log_format: str = Field("json", pattern="^(json|text)$", description="json, or text for a person at a terminal")
@@ -62,7 +64,13 @@ class Settings(BaseModel):
         keys = []
         for entry in filter(None, (part.strip() for part in given.split(","))):
             name, colon, text = entry.partition(":")
-            if not colon or not name or not name.isalnum() or len(_base64(text)) != 32:
+            if (
+                not colon
+                or not name
+                or not name.isalnum()
+                or len(name) > KEY_NAME_MOST
+                or len(_base64(text)) != KEY_BYTES
+            ):
                 raise ValueError("each key is id:base64, the id of letters and digits, the base64 of exactly 32 bytes")
             keys.append((name, SecretStr(text)))
         if len({name for name, _ in keys}) != len(keys):
@@ -96,7 +104,7 @@ class ReceiverSettings(BrokerSettings):
     webhook_token: SecretStr | None = Field(None, description="the whole value of the shared Authorization header")
     max_body_bytes: int = Field(2 * 1024 * 1024, gt=0, description="the largest notification, in bytes")
     max_bodies_bytes: int = Field(
-        48 * 1024 * 1024, gt=0, description="all bodies in flight together, in bytes; beyond it: 503"
+        32 * 1024 * 1024, gt=0, description="all bodies in flight together, in bytes; beyond it: 503"
     )
     request_seconds: float = Field(10.0, gt=0, description="from a request's first byte to its last, in seconds")
     host: str = Field("127.0.0.1", description="the address that the receiver listens on")
@@ -108,7 +116,7 @@ class ReceiverSettings(BrokerSettings):
         if not isinstance(given, str):
             return given
         secrets = _secrets_by_subscription(given)
-        if not any(secrets.values()) or not all(all(values) for values in secrets.values()):
+        if not secrets or not all(values and all(values) for values in secrets.values()):
             raise ValueError("no secret is given, or one of them is empty")
         return secrets
 

@@ -1,0 +1,156 @@
+"""The backlog: what is due and not yet in the queue, and who is alive to work on it. `protocol.md` 6 and 7."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, or_, select, update
+
+from worker.ledger.database import Transaction, reads, writes
+from worker.ledger.statements import NOT_PAUSED, RUNNABLE, insert, routed_types
+from worker.ledger.store import Store
+from worker.ledger.tables import instances, jobs, links, mirrors
+from worker.ledger.values import LinkState, State
+
+STALE_HEARTBEAT = timedelta(seconds=20)
+FORGET_INSTANCE = timedelta(days=1)
+WAKE_AT_MOST = 500
+
+
+class Backlog(Store):
+    """The verbs of dispatch and of whoever keeps processes honest."""
+
+    @writes
+    def due(
+        self,
+        tx: Transaction,
+        *,
+        limit: int,
+        queue_empty: bool,
+        lost_after_s: float = 5.0,
+        stale_after_s: float = 600.0,
+        one_each: Collection[str] = (),
+    ) -> tuple[str, ...]:
+        """Pick up to `limit` mirrors to publish and mark them queued: oldest first, the types in turn.
+
+        A mirror that was queued comes again when the queue is empty and it was queued more than `lost_after_s` seconds
+        ago (its task was lost), or after `stale_after_s` seconds whatever the queue holds. Of the types in `one_each`
+        (their gate is closed) one is picked, as a probe.
+        """
+        _wake_waiting(tx)
+        lost = tx.now - timedelta(seconds=lost_after_s if queue_empty else stale_after_s)
+        unqueued = or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < lost)
+        picked = [
+            _oldest(tx, resource_type, min(limit, 1) if resource_type in one_each else limit, unqueued)
+            for resource_type in sorted(routed_types(tx))
+        ]
+        chosen = _in_turn(picked, limit)
+        if chosen:
+            tx.execute(update(mirrors).where(mirrors.c.reference.in_(sorted(chosen))).values(queued_at=tx.now))
+        return tuple(chosen)
+
+    @writes
+    def free_leases(self, tx: Transaction) -> int:
+        """Free the leases of processes whose heartbeat is stale, before their time. Returns how many were freed."""
+        gone = select(instances.c.id).where(instances.c.heartbeat_at >= tx.now - STALE_HEARTBEAT)
+        freed = tx.execute(
+            update(mirrors)
+            .where(
+                mirrors.c.lease_owner.is_not(None),
+                mirrors.c.lease_owner.not_in(gone),
+            )
+            .values(lease_owner=None, lease_until=None)
+        ).rowcount
+        tx.execute(delete(instances).where(instances.c.heartbeat_at < tx.now - FORGET_INSTANCE))
+        return int(freed)
+
+    @writes
+    def heartbeat(self, tx: Transaction, *, instance: str, role: str, host: str, pid: int, detail: str = "") -> None:
+        """Say that a process lives."""
+        statement = insert(tx, instances).values(
+            id=instance, role=role, host=host, pid=pid, started_at=tx.now, heartbeat_at=tx.now, detail=detail
+        )
+        tx.execute(
+            statement.on_conflict_do_update(index_elements=["id"], set_={"heartbeat_at": tx.now, "detail": detail})
+        )
+
+    @writes
+    def depart(self, tx: Transaction, *, instance: str) -> None:
+        """Take a process off the list that ends on its own will and holds nothing any more."""
+        tx.execute(delete(instances).where(instances.c.id == instance))
+
+    @reads
+    def alive(self, tx: Transaction, *, role: str) -> float | None:
+        """Tell the age in seconds of the youngest heartbeat of a role; None if there is none."""
+        last = tx.execute(select(func.max(instances.c.heartbeat_at)).where(instances.c.role == role)).scalar_one()
+        return None if last is None else float((tx.now - last).total_seconds())
+
+    @writes
+    def job(self, tx: Transaction, name: str, *, every_s: float, instance: str) -> bool:
+        """Take a periodic job's turn: True for one caller in each `every_s` seconds, over all processes."""
+        tx.execute(insert(tx, jobs).values(name=name, next_at=tx.now).on_conflict_do_nothing())
+        taken = tx.execute(
+            update(jobs)
+            .where(jobs.c.name == name, jobs.c.next_at <= tx.now)
+            .values(next_at=tx.now + timedelta(seconds=every_s), lease_owner=instance, started_at=tx.now)
+        )
+        return bool(taken.rowcount)
+
+    @writes
+    def job_done(self, tx: Transaction, name: str, outcome: str) -> None:
+        """Note that a periodic job's turn ended, and how."""
+        tx.execute(update(jobs).where(jobs.c.name == name).values(ended_at=tx.now, outcome=outcome))
+
+
+def _wake_waiting(tx: Transaction) -> None:
+    """Wake mirrors whose parent has come: level-triggered, should the wake-up itself have been missed."""
+    come = select(links.c.reference).where(links.c.state == LinkState.LINKED)
+    children = (
+        tx.execute(
+            select(mirrors.c.reference)
+            .where(
+                mirrors.c.waiting_for.is_not(None), mirrors.c.state == State.WAITING, mirrors.c.waiting_for.in_(come)
+            )
+            .order_by(mirrors.c.reference)
+            .limit(WAKE_AT_MOST)
+        )
+        .scalars()
+        .all()
+    )
+    if children:
+        tx.execute(
+            update(mirrors)
+            .where(mirrors.c.reference.in_(children), mirrors.c.state == State.WAITING)
+            .values(state=State.DUE, due_at=tx.now, waiting_for=None)
+        )
+
+
+def _oldest(tx: Transaction, resource_type: str, limit: int, unqueued: Any) -> list[str]:
+    """Pick one type's oldest, by the two indexes that know them: asked for, and to be looked at."""
+    found: dict[str, None] = {}
+    for column in (mirrors.c.due_at, mirrors.c.look_at):
+        rows = tx.execute(
+            select(mirrors.c.reference)
+            .where(
+                mirrors.c.resource_type == resource_type,
+                column <= tx.now,
+                unqueued,
+                RUNNABLE,
+                NOT_PAUSED,
+            )
+            .order_by(column)
+            .limit(limit),
+            {"now": tx.now},
+        )
+        found.update(dict.fromkeys(rows.scalars()))
+    return list(found)[:limit]
+
+
+def _in_turn(queues: list[list[str]], limit: int) -> list[str]:
+    """Take from each in turn, so that one type's backlog does not stand in front of the others."""
+    chosen: list[str] = []
+    for position in range(max(map(len, queues), default=0)):
+        chosen += [queue[position] for queue in queues if position < len(queue)]
+    return chosen[:limit]

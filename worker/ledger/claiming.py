@@ -1,0 +1,213 @@
+"""Taking a mirror: the fencing token, and all that is known of it, in one transaction. `protocol.md` 1 and 6."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, insert, or_, select, update
+
+from worker.ledger.database import Transaction, reads, writes
+from worker.ledger.statements import NOT_PAUSED, OF, RUNNABLE, UNSETTLED
+from worker.ledger.store import Store
+from worker.ledger.tables import Utc, attempts, changes, links, mirrors, routes
+from worker.ledger.tables import writes as announced
+from worker.ledger.values import (
+    Claim,
+    DeleteHint,
+    Kind,
+    Link,
+    LinkState,
+    NotClaimed,
+    OpenWrite,
+    Operation,
+    Phase,
+    Refusal,
+    Source,
+    State,
+    WriteOutcome,
+)
+
+NOTIFIED_BODIES = 3
+
+_phase = select(routes.c.phase).where(routes.c.resource_type == bindparam("of_type"))
+_take = (
+    update(mirrors)
+    .where(mirrors.c.reference == OF, RUNNABLE, NOT_PAUSED, mirrors.c.starts <= bindparam("starts_at_most"))
+    .values(
+        token=mirrors.c.token + 1,
+        lease_owner=bindparam("by"),
+        lease_until=bindparam("until", type_=Utc),
+        starts=mirrors.c.starts + 1,
+        queued_at=None,
+    )
+    .returning(*mirrors.c)
+)
+_why_not = select(mirrors, NOT_PAUSED.label("allowed")).where(mirrors.c.reference == OF)
+_open_changes = (
+    select(changes.c.kind, changes.c.version_id, changes.c.received_at, changes.c.source, changes.c.body)
+    .where(changes.c.reference == OF, UNSETTLED)
+    .order_by(changes.c.id.desc())
+)
+_links = select(links).where(links.c.reference == OF).order_by(links.c.slot)
+_unresolved = (
+    select(announced).where(announced.c.reference == OF, announced.c.outcome.is_(None)).order_by(announced.c.id)
+)
+_last_sent = (
+    select(announced)
+    .where(
+        announced.c.reference == OF,
+        announced.c.slot == bindparam("in_slot"),
+        announced.c.operation != Operation.DELETE,
+        announced.c.body.is_not(None),
+    )
+    .order_by(announced.c.id.desc())
+    .limit(1)
+)
+_creates_in_doubt = (
+    select(announced)
+    .where(
+        announced.c.reference == OF,
+        announced.c.slot == bindparam("in_slot"),
+        announced.c.operation == Operation.CREATE,
+        or_(announced.c.outcome.is_(None), announced.c.outcome == WriteOutcome.LAPSED),
+    )
+    .order_by(announced.c.id)
+)
+_no_limit = 2**31 - 1
+
+
+class Claiming(Store):
+    """The verbs that take a mirror and tell what is known of it."""
+
+    @writes
+    def claim(
+        self, tx: Transaction, reference: str, *, instance: str, lease_s: float, alone: bool = False
+    ) -> Claim | NotClaimed:
+        """Take a mirror that is runnable, or say why it is not.
+
+        The start is counted before the work. A mirror whose last start had no end is only given to one who asks for it
+        `alone`: a process of its own, so that no neighbour dies with it and none is blamed.
+        """
+        row = tx.execute(
+            _take,
+            {
+                "of": reference,
+                "now": tx.now,
+                "starts_at_most": _no_limit if alone else 0,
+                "by": instance,
+                "until": tx.now + timedelta(seconds=lease_s),
+            },
+        ).one_or_none()
+        if row is None:
+            return _refused(tx, reference, alone=alone)
+        if row.starts > 1:
+            _note_death(tx, reference, row.token - 1)
+        return self._claim(tx, row, instance)
+
+    @reads
+    def last_sent(self, tx: Transaction, reference: str, slot: str) -> Mapping[str, object] | None:
+        """Open the fields that were last sent for a slot; None where nothing was, or no key opens them."""
+        row = tx.execute(_last_sent, {"of": reference, "in_slot": slot}).one_or_none()
+        return None if row is None else self._opened_fields(row)
+
+    @reads
+    def creates_in_doubt(self, tx: Transaction, reference: str, slot: str) -> tuple[OpenWrite, ...]:
+        """List a slot's creates that nobody answered, lapsed ones included: each may have made a record."""
+        rows = tx.execute(_creates_in_doubt, {"of": reference, "in_slot": slot})
+        return tuple(map(self._open_write, rows))
+
+    def _claim(self, tx: Transaction, row: Any, instance: str) -> Claim:
+        reference = row.reference
+        phase = tx.execute(_phase, {"of_type": row.resource_type}).scalar_one_or_none()
+        open_rows = tx.execute(_open_changes, {"of": reference}).all()
+        deletes = [change for change in open_rows if change.kind == Kind.DELETE]
+        versions = [change for change in open_rows if change.kind == Kind.VERSION]
+        return Claim(
+            reference=reference,
+            token=row.token,
+            instance=instance,
+            hints=row.hints,
+            starts=row.starts,
+            attempts=row.attempts,
+            claimed_at=tx.now,
+            applied_version=row.applied_version,
+            links=tuple(map(_link, tx.execute(_links, {"of": reference}))),
+            unresolved=tuple(map(self._open_write, tx.execute(_unresolved, {"of": reference}))),
+            delete_hint=DeleteHint(max(change.received_at for change in deletes)) if deletes else None,
+            open_versions=frozenset(change.version_id for change in versions),
+            notified=self._bodies(reference, versions[:NOTIFIED_BODIES]),
+            sent_by_medplum=any(change.source != Source.READ for change in versions),
+            absent_since=row.absent_since,
+            released=bool(row.released),
+            phase=Phase.OFF if phase is None else Phase(phase),
+        )
+
+    def _bodies(self, reference: str, versions: Sequence[Any]) -> dict[str, bytes]:
+        return {
+            change.version_id: self.sealer.open(
+                change.body, table="changes", reference=reference, version=change.version_id, column="body"
+            )
+            for change in versions
+            if change.body is not None
+        }
+
+    def _open_write(self, row: Any) -> OpenWrite:
+        return OpenWrite(
+            id=row.id,
+            slot=row.slot,
+            collection=row.collection,
+            operation=Operation(row.operation),
+            bound=row.bound_at,
+            fields=self._opened_fields(row),
+            parents=row.parents,
+        )
+
+    def _opened_fields(self, row: Any) -> Mapping[str, object] | None:
+        if row.body is None:
+            return None
+        version = row.version_id or ""
+        text = self.sealer.open(row.body, table="writes", reference=row.reference, version=version, column="body")
+        fields: Mapping[str, object] = json.loads(text)
+        return fields
+
+
+def _refused(tx: Transaction, reference: str, *, alone: bool) -> NotClaimed:
+    row = tx.execute(_why_not, {"of": reference}).one_or_none()
+    if row is None:
+        return NotClaimed(Refusal.UNKNOWN)
+    times = [moment for moment in (row.due_at, row.look_at) if moment is not None]
+    earliest = max(min(times), row.not_before or min(times)) if times else None
+    reasons = (
+        (row.state == State.HELD, NotClaimed(Refusal.HELD)),
+        (row.lease_until is not None and row.lease_until > tx.now, NotClaimed(Refusal.LEASED, row.lease_until)),
+        (earliest is not None and earliest > tx.now, NotClaimed(Refusal.NOT_YET, earliest)),
+        (earliest is not None and not row.allowed, NotClaimed(Refusal.PAUSED)),
+        (earliest is not None and row.starts > 0 and not alone, NotClaimed(Refusal.SUSPECT)),
+    )
+    return next((refusal for holds, refusal in reasons if holds), NotClaimed(Refusal.NOT_DUE))
+
+
+def _note_death(tx: Transaction, reference: str, token: int) -> None:
+    tx.execute(
+        insert(attempts).values(
+            reference=reference, token=token, ended_at=tx.now, outcome="died", detail="the start had no end"
+        )
+    )
+
+
+def _link(row: Any) -> Link:
+    return Link(
+        id=row.id,
+        reference=row.reference,
+        slot=row.slot,
+        collection=row.collection,
+        keys=row.record_keys,
+        state=LinkState(row.state),
+        digest=row.digest,
+        epoch=row.epoch,
+        parents=row.parents,
+        look_at=row.look_at,
+    )

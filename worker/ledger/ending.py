@@ -1,0 +1,342 @@
+"""The five ends of an attempt, each a fenced transaction, and how its changes are settled. `protocol.md` 4, 5 and 8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import and_, bindparam, case, func, insert, or_, select, update
+
+from worker.ledger.answering import Answering
+from worker.ledger.database import Transaction, writes
+from worker.ledger.statements import NOW, OF, UNSETTLED, add_up
+from worker.ledger.statements import insert as insert_or
+from worker.ledger.tables import Utc, attempts, changes, links, mirrors
+from worker.ledger.values import Answer, Claim, Disposition, Kind, LinkState, Settlement, Source, State, Wait
+
+PHANTOM_AFTER = timedelta(seconds=60)
+WAITING_LOOK = timedelta(minutes=5)
+WAITING_CHAIN = 10
+
+_unhinted = mirrors.c.hints == bindparam("hints_claimed")
+_mine = and_(
+    mirrors.c.reference == OF, mirrors.c.token == bindparam("with_token"), mirrors.c.lease_owner == bindparam("by")
+)
+_covered = and_(changes.c.reference == OF, UNSETTLED, changes.c.hint <= bindparam("hints_claimed"))
+_freed: dict[str, Any] = {"lease_owner": None, "lease_until": None, "starts": 0, "since": NOW, "absent_since": None}
+_claimed = bindparam("was_claimed", type_=Utc)
+# a look that was due and not taken, because the mapping skips or fails, stays with its link until the next attempt
+_links_look = (
+    select(func.min(links.c.look_at))
+    .where(links.c.reference == mirrors.c.reference, links.c.look_at > _claimed)
+    .scalar_subquery()
+)
+_settled: dict[str, Any] = {
+    "settled_at": NOW,
+    "disposition": bindparam("as_disposition"),
+    "rule": bindparam("by_rule"),
+}
+
+_settle_mirror = (
+    update(mirrors)
+    .where(_mine)
+    .values(
+        **_freed,
+        state=case((_unhinted, State.CURRENT), else_=State.DUE),
+        due_at=case((_unhinted, None), else_=func.coalesce(mirrors.c.due_at, NOW)),
+        look_at=_links_look,
+        attempts=0,
+        applied_version=bindparam("version"),
+        applied_updated=bindparam("version_updated", type_=Utc),
+        applied_at=NOW,
+        waiting_for=None,
+        reason=None,
+        detail=None,
+        released=False,
+    )
+)
+_settle_version_read = (
+    update(changes)
+    .where(
+        changes.c.reference == OF,
+        changes.c.version_id == bindparam("version"),
+        or_(UNSETTLED, changes.c.disposition == Disposition.SUPERSEDED),
+    )
+    .values(**_settled, superseded_by=None)
+    .returning(changes.c.id)
+)
+_settle_delete_hint = update(changes).where(_covered, changes.c.kind == Kind.DELETE).values(**_settled)
+_settle_all = update(changes).where(_covered).values(**_settled)
+_supersede = (
+    update(changes)
+    .where(_covered, changes.c.kind == Kind.VERSION, changes.c.id != bindparam("row"))
+    .values(
+        disposition=Disposition.SUPERSEDED, superseded_by=func.nullif(bindparam("row"), 0), settled_at=NOW, rule=None
+    )
+)
+_phantom = (
+    update(changes)
+    .where(_covered, changes.c.kind == Kind.DELETE, changes.c.received_at <= bindparam("young", type_=Utc))
+    .values(disposition=Disposition.PHANTOM, settled_at=NOW)
+)
+_youngest_delete = select(func.max(changes.c.received_at)).where(
+    changes.c.reference == OF, changes.c.kind == Kind.DELETE, changes.c.disposition.is_(None)
+)
+_version_row = select(changes.c.id).where(changes.c.reference == OF, changes.c.version_id == bindparam("version"))
+_mirror_locked = (
+    select(mirrors.c.state, mirrors.c.applied_at, mirrors.c.due_at).where(mirrors.c.reference == OF).with_for_update()
+)
+_note_attempt = insert(attempts)
+
+
+class Ending(Answering):
+    """The verbs that end an attempt. Each returns whether the mirror was still the attempt's."""
+
+    @writes
+    def finish(
+        self, tx: Transaction, claim: Claim, settlement: Settlement, *, last: tuple[int, Answer] | None = None
+    ) -> bool:
+        """Record the attempt's last answer and settle its changes, in one transaction."""
+        if last is not None:
+            self._record(tx, *last)
+        done = tx.execute(
+            _settle_mirror,
+            _about(tx, claim) | {"version": settlement.version_id, "version_updated": settlement.last_updated},
+        )
+        ended = bool(done.rowcount)
+        _note(tx, claim, settlement.disposition if ended else "fenced", settlement.rule or "", settlement.version_id)
+        if ended:
+            _settle_changes(tx, claim, settlement)
+            _look_at_young_hint(tx, claim, settlement)
+        return ended
+
+    @writes
+    def release(
+        self,
+        tx: Transaction,
+        claim: Claim,
+        *,
+        reason: str,
+        detail: str,
+        after_s: float = 0.0,
+        until: datetime | None = None,
+        counts: bool = True,
+        absent: bool = False,
+    ) -> bool:
+        """End an attempt that has to be made again, not before `after_s` seconds or `until`."""
+        return _end(
+            tx,
+            claim,
+            reason,
+            detail,
+            State.DUE,
+            due_at=func.coalesce(mirrors.c.due_at, tx.now),
+            not_before=max(tx.now + timedelta(seconds=after_s), until or tx.now),
+            attempts=mirrors.c.attempts + (1 if counts else 0),
+            absent_since=func.coalesce(mirrors.c.absent_since, tx.now) if absent else None,
+        )
+
+    @writes
+    def wait(self, tx: Transaction, claim: Claim, parent: str, detail: str) -> Wait:
+        """Let a mirror wait for the link of `parent`, which is made due.
+
+        Child and parent both lock the parent's mirror before they look: otherwise each can miss the other.
+        """
+        known = {
+            "reference": parent,
+            "resource_type": parent.partition("/")[0],
+            "state": State.CURRENT,
+            "since": tx.now,
+        }
+        tx.execute(insert_or(tx, mirrors).values(**known).on_conflict_do_nothing())
+        row = tx.execute(_mirror_locked, {"of": parent}).one()
+        if _linked(tx, parent):
+            _end(tx, claim, "parent came", detail, State.DUE, due_at=tx.now)
+            return Wait.CAME
+        settled = row.state == State.CURRENT and row.due_at is None
+        circle = parent == claim.reference or _waits_for(tx, parent, claim.reference)
+        if (settled and row.applied_at is not None) or circle:
+            return Wait.NO_RECORD
+        if settled:
+            tx.execute(
+                update(mirrors)
+                .where(mirrors.c.reference == parent)
+                .values(state=State.DUE, due_at=tx.now, hints=mirrors.c.hints + 1, since=tx.now)
+            )
+        _end(tx, claim, "parent", detail, State.WAITING, look_at=tx.now + WAITING_LOOK, waiting_for=parent)
+        return Wait.WAITS
+
+    @writes
+    def fail(
+        self,
+        tx: Transaction,
+        claim: Claim,
+        *,
+        reason: str,
+        detail: str,
+        settlement: Settlement | None = None,
+        waiting_for: str | None = None,
+    ) -> bool:
+        """End an attempt that needs a person. The version that was read ends as failed, older ones as superseded.
+
+        One that failed for want of a parent's link is due instead if the link has come while nobody waited for it.
+        """
+        if waiting_for is not None and _linked(tx, _locked(tx, waiting_for)):
+            return _end(tx, claim, "parent came", detail, State.DUE, due_at=tx.now)
+        ended = _end(
+            tx,
+            claim,
+            reason,
+            detail,
+            State.FAILED,
+            version_id=settlement.version_id if settlement else None,
+            look_at=_links_look,
+            waiting_for=waiting_for,
+        )
+        if ended and settlement is not None:
+            failed = replace(settlement, disposition=Disposition.FAILED, rule=detail)
+            _settle_changes(tx, claim, failed)
+            _look_at_young_hint(tx, claim, failed)
+        return ended
+
+    @writes
+    def hold(self, tx: Transaction, claim: Claim, *, reason: str, detail: str) -> bool:
+        """End an attempt that needs a decision. Its changes stay open; a newer version does not wake it."""
+        return _end(tx, claim, reason, detail, State.HELD, due_at=None, look_at=None)
+
+
+def _about(tx: Transaction, claim: Claim) -> dict[str, Any]:
+    return {
+        "of": claim.reference,
+        "with_token": claim.token,
+        "by": claim.instance,
+        "hints_claimed": claim.hints,
+        "was_claimed": claim.claimed_at,
+        "now": tx.now,
+    }
+
+
+def _end(
+    tx: Transaction, claim: Claim, outcome: str, words: str, to: State, *, version_id: str | None = None, **values: Any
+) -> bool:
+    """Give the mirror back if it is still ours, and note the attempt.
+
+    A mirror that would rest stays due where hints came after the claim; one that is held is held all the same.
+    """
+    unhinted = mirrors.c.hints == claim.hints
+    rests = to in {State.WAITING, State.FAILED}
+    given = _freed | {"reason": outcome, "detail": words} | values
+    given["state"] = case((unhinted, to), else_=State.DUE) if rests else to
+    if rests:
+        given["due_at"] = case((unhinted, None), else_=tx.now)
+    ended = tx.execute(update(mirrors).where(_mine).values(**given), _about(tx, claim)).rowcount == 1
+    _note(tx, claim, outcome if ended else "fenced", words, version_id)
+    return ended
+
+
+def _note(tx: Transaction, claim: Claim, outcome: str, words: str, version_id: str | None) -> None:
+    tx.execute(
+        _note_attempt,
+        {
+            "reference": claim.reference,
+            "token": claim.token,
+            "instance": claim.instance,
+            "started_at": claim.claimed_at,
+            "ended_at": tx.now,
+            "version_id": version_id,
+            "outcome": outcome,
+            "detail": words,
+        },
+    )
+
+
+def _settle_changes(tx: Transaction, claim: Claim, settlement: Settlement) -> None:
+    """Give every change that this attempt covers its disposition, as the table of `protocol.md` 4 says."""
+    about = {"of": claim.reference, "now": tx.now}
+    settled = about | {"as_disposition": settlement.disposition, "by_rule": settlement.rule}
+    covered = {"hints_claimed": claim.hints}
+    if settlement.version_id is None and not settlement.deleted:  # nothing was read: the rule holds for all of them
+        tx.execute(_settle_all, settled | covered)
+        return
+    row: int | None = None
+    if settlement.deleted and claim.delete_hint is not None:
+        row = tx.execute(_settle_delete_hint.returning(changes.c.id), settled | covered).scalar()
+    if row is None and settlement.version_id is not None:
+        row = _row_of_what_was_read(tx, claim, settlement, settled)
+    if claim.open_versions - {settlement.version_id}:
+        tx.execute(_supersede, about | covered | {"row": row or 0})
+    if not settlement.deleted and claim.delete_hint is not None:
+        tx.execute(_phantom, about | covered | {"young": settlement.read_at - PHANTOM_AFTER})
+
+
+def _row_of_what_was_read(
+    tx: Transaction, claim: Claim, settlement: Settlement, settled: Mapping[str, Any]
+) -> int | None:
+    row: int | None = tx.execute(_settle_version_read, {**settled, "version": settlement.version_id}).scalar()
+    if row is not None:
+        return row
+    made: int | None = tx.execute(
+        insert_or(tx, changes)
+        .values(
+            reference=claim.reference,
+            resource_type=claim.resource_type,
+            kind=Kind.DELETE if settlement.deleted else Kind.VERSION,
+            version_id=settlement.version_id,
+            source=Source.READ,
+            interaction="delete" if settlement.deleted else "update",
+            last_updated=settlement.last_updated,
+            author=settlement.author,
+            accepted_at=tx.now,
+            received_at=tx.now,
+            receipts=0,
+            settled_at=tx.now,
+            disposition=settlement.disposition,
+            rule=settlement.rule,
+        )
+        .on_conflict_do_nothing()
+        .returning(changes.c.id)
+    ).scalar()
+    if made is not None:
+        add_up(tx, "accepted", {(Source.READ.value, claim.resource_type): 1})
+        return made
+    known: int | None = tx.execute(_version_row, {"of": claim.reference, "version": settlement.version_id}).scalar()
+    return known
+
+
+def _look_at_young_hint(tx: Transaction, claim: Claim, settlement: Settlement) -> None:
+    """A delete hint that a read contradicts is looked at again before it is called a phantom."""
+    if settlement.deleted or claim.delete_hint is None:
+        return
+    received = tx.execute(_youngest_delete, {"of": claim.reference}).scalar_one()
+    if received is None:
+        return
+    look_at = received + PHANTOM_AFTER
+    tx.execute(
+        update(mirrors)
+        .where(mirrors.c.reference == claim.reference)
+        .values(look_at=case((mirrors.c.look_at < look_at, mirrors.c.look_at), else_=look_at))
+    )
+
+
+def _locked(tx: Transaction, reference: str) -> str:
+    """Hold a mirror, so that its link does not come unseen."""
+    tx.execute(_mirror_locked, {"of": reference}).one_or_none()
+    return reference
+
+
+def _linked(tx: Transaction, reference: str) -> bool:
+    live = select(links.c.id).where(links.c.reference == reference, links.c.state == LinkState.LINKED)
+    return tx.execute(live.limit(1)).first() is not None
+
+
+def _waits_for(tx: Transaction, reference: str, target: str) -> bool:
+    """Tell whether a mirror waits, through others, for the target: a circle that nothing would ever open."""
+    for _ in range(WAITING_CHAIN):
+        chain = select(mirrors.c.waiting_for).where(mirrors.c.reference == reference)
+        following = tx.execute(chain).scalar_one_or_none()
+        if following is None or following == target:
+            return following == target
+        reference = following
+    return False

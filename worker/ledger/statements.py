@@ -1,0 +1,68 @@
+"""Pieces of SQL that several verbs share.
+
+The statements of the hot path are built once, at import, with named parameters: building one anew costs more than
+running it. A parameter that is no column's value has a name that no column has, or SQLAlchemy would take it for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BindParameter, Insert, Table, and_, bindparam, exists, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.ledger.database import Transaction
+from worker.ledger.tables import Utc, changes, counters, mirrors, pauses, routes
+from worker.ledger.values import Disposition, Phase, State
+
+NOW = bindparam("now", type_=Utc)
+OF: BindParameter[str] = bindparam("of")  # the reference that a statement is about
+SLOT: BindParameter[str] = bindparam("in_slot")
+
+UNSETTLED = or_(changes.c.disposition.is_(None), changes.c.disposition == Disposition.FAILED)
+
+RUNNABLE = and_(
+    mirrors.c.state != State.HELD,
+    or_(mirrors.c.due_at <= NOW, mirrors.c.look_at <= NOW),
+    or_(mirrors.c.not_before.is_(None), mirrors.c.not_before <= NOW),
+    or_(mirrors.c.lease_until.is_(None), mirrors.c.lease_until <= NOW),
+)
+
+NOT_PAUSED = and_(
+    ~exists(select(pauses.c.scope).where(or_(pauses.c.scope == "*", pauses.c.scope == mirrors.c.resource_type))),
+    ~exists(
+        select(routes.c.phase).where(routes.c.resource_type == mirrors.c.resource_type, routes.c.phase == Phase.PAUSED)
+    ),
+)
+
+
+def insert(tx: Transaction, table: Table) -> Any:
+    """Begin an INSERT that knows ON CONFLICT, which each dialect spells in a class of its own."""
+    return sqlite.insert(table) if tx.on_sqlite else postgresql.insert(table)
+
+
+def routed_types(tx: Transaction) -> frozenset[str]:
+    """List the resource types that have a route, whatever its phase."""
+    return frozenset(tx.execute(_types).scalars())
+
+
+_types = select(routes.c.resource_type)
+
+
+@cache
+def _count(on_sqlite: bool) -> Insert:
+    statement: Any = (sqlite if on_sqlite else postgresql).insert(counters)
+    counted: Insert = statement.on_conflict_do_update(
+        index_elements=["name", "source", "resource_type"],
+        set_={"value": counters.c.value + statement.excluded.value},
+    )
+    return counted
+
+
+def add_up(tx: Transaction, name: str, amounts: Mapping[tuple[str, str], int]) -> None:
+    """Raise counters by (source, resource type)."""
+    for (source, resource_type), amount in sorted(amounts.items()):
+        row = {"name": name, "source": source, "resource_type": resource_type, "value": amount}
+        tx.execute(_count(tx.on_sqlite), row)

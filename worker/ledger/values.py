@@ -1,0 +1,276 @@
+"""What goes into the ledger and comes out of it: frozen values in the project's vocabulary. Never runs SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+Key = str | int
+"""One key of a legacy record, in the JSON type that the API gave it."""
+
+Keys = Mapping[str, Key]
+"""All keys of a legacy record by name."""
+
+
+class State(StrEnum):
+    """Where a mirror stands. *Syncing* is not here: it is derived from the lease."""
+
+    CURRENT = "current"  # nothing is asked for
+    DUE = "due"  # somebody asked, or an attempt wants another
+    WAITING = "waiting"  # for a link of a named reference
+    FAILED = "failed"  # needs a person: a mapping, a value, a refusal
+    HELD = "held"  # needs a decision: a conflict, or an outcome that nobody can know
+
+
+class Disposition(StrEnum):
+    """How a change ends. A change without one is open."""
+
+    APPLIED = "applied"  # this version was read and written
+    SUPERSEDED = "superseded"  # a later read was settled instead
+    UNCHANGED = "unchanged"  # read; the legacy record already said the same
+    ECHO = "echo"  # unchanged, and the version or its author is ours
+    SKIPPED = "skipped"  # a rule says that it is not synced; the rule is named
+    PHANTOM = "phantom"  # a delete hint for a resource that lives
+    FAILED = "failed"  # read, and could not be written without a person
+    DISMISSED = "dismissed"  # a person ended it, with a reason
+
+
+class Source(StrEnum):
+    """How a change came to be known."""
+
+    NOTIFICATION = "notification"
+    READ = "read"  # a version that nobody told us of, found by reading
+    CATCH_UP = "catch-up"
+    RECONCILE = "reconcile"
+
+
+class Kind(StrEnum):
+    """What a change row stands for."""
+
+    VERSION = "version"
+    DELETE = "delete"
+
+
+class Operation(StrEnum):
+    """What a write does to a legacy record."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+class Phase(StrEnum):
+    """How far a route is let into the legacy system."""
+
+    OFF = "off"  # changes are settled as skipped
+    SHADOW = "shadow"  # everything but the send
+    LIVE = "live"
+    PAUSED = "paused"  # changes gather
+    RETIRED = "retired"  # Medplum alone is the record now
+
+
+class LinkState(StrEnum):
+    """What is known of the legacy record behind a link."""
+
+    LINKED = "linked"
+    TOMBSTONE = "tombstone"  # deleted; the keys stay, so that a late answer is recognised
+    HALF_REPLACED = "half-replaced"  # the old record is deleted, the new one not yet made
+    LEFT_BEHIND = "left-behind"  # should be deleted and cannot be
+
+
+class WriteOutcome(StrEnum):
+    """What became of an announced write. A write without one may still act."""
+
+    DONE = "done"
+    NOT_DONE = "not-done"  # the legacy system certainly did not act
+    WITHDRAWN = "withdrawn"  # never sent: its send-by time had passed, or the worker stopped
+    REFUSED = "refused"
+    GONE = "gone"
+    EXISTS = "exists"
+    CONFLICT = "conflict"
+    LAPSED = "lapsed"  # never answered; its bound passed and a later write said the last word
+    FOUND = "found"  # never answered; find showed its record
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Something that says a resource changed; `version_id` None says that it was deleted."""
+
+    reference: str
+    version_id: str | None = None
+    last_updated: datetime | None = None
+    interaction: str = "update"
+    author: str | None = None
+    trace_id: str | None = None
+    subscription: str | None = None
+    body: bytes | None = None
+    source: Source = Source.NOTIFICATION
+
+    @property
+    def resource_type(self) -> str:
+        return self.reference.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What `accept` did: rows made, hints that only woke, and the mirrors that went from not due to due."""
+
+    inserted: int
+    repeated: int
+    woken: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """One route as the ledger knows it: what the receiver and the operator need of it."""
+
+    resource_type: str
+    phase: Phase
+    mapping_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Crosswalk row: this resource and slot ↔ this legacy record."""
+
+    id: int
+    reference: str
+    slot: str
+    collection: str
+    keys: Keys
+    state: LinkState
+    digest: str | None
+    epoch: int
+    parents: Mapping[str, str]
+    look_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWrite:
+    """An announced write without an outcome, opened for the one who has to find out."""
+
+    id: int
+    slot: str
+    collection: str
+    operation: Operation
+    bound: datetime
+    fields: Mapping[str, object] | None
+    parents: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteHint:
+    """The one open delete hint of a resource."""
+
+    last_received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A mirror held by one attempt: the fencing token and all that was known when it was taken."""
+
+    reference: str
+    token: int
+    instance: str
+    hints: int
+    starts: int
+    attempts: int
+    claimed_at: datetime
+    applied_version: str | None
+    links: tuple[Link, ...]
+    unresolved: tuple[OpenWrite, ...]
+    delete_hint: DeleteHint | None
+    open_versions: frozenset[str]
+    notified: Mapping[str, bytes]
+    sent_by_medplum: bool
+    absent_since: datetime | None
+    released: bool
+    phase: Phase
+
+    @property
+    def resource_type(self) -> str:
+        return self.reference.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A write that is about to be sent."""
+
+    slot: str
+    collection: str
+    operation: Operation
+    fields: Mapping[str, object]
+    parents: Mapping[str, str]
+    template: str
+    version_id: str | None
+    mapping_version: str
+    send_within_s: float
+    deadline_s: float
+    lands_within_s: float
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The row that stands for an announced write."""
+
+    id: int
+    bound: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of an announced write, as it goes into the ledger. No outcome: nobody knows yet."""
+
+    outcome: WriteOutcome | None
+    status: int | None = None
+    detail: str = ""
+    words: bytes | None = None
+    keys: Keys | None = None
+    digest: str | None = None
+    before_image: bytes | None = None
+    look_again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How an attempt ends that knows what Medplum holds."""
+
+    disposition: Disposition
+    version_id: str | None
+    last_updated: datetime | None
+    read_at: datetime
+    deleted: bool = False
+    author: str | None = None
+    rule: str | None = None
+    reason: str | None = None
+
+
+class Wait(StrEnum):
+    """What came of a wish to wait for another resource's link."""
+
+    WAITS = "waits"
+    CAME = "came"  # the link is there by now
+    NO_RECORD = "no record"  # the other one is settled without a record, or waits for this one
+
+
+class Refusal(StrEnum):
+    """Why a mirror could not be claimed."""
+
+    UNKNOWN = "unknown"  # no such mirror
+    NOT_DUE = "not due"
+    NOT_YET = "not yet"  # due, but not before a time
+    LEASED = "leased"  # somebody is at it
+    PAUSED = "paused"
+    HELD = "held"
+    SUSPECT = "suspect"  # its last start had no end: only alone, in a child process
+
+
+@dataclass(frozen=True, slots=True)
+class NotClaimed:
+    """A claim that was refused, and until when if that is known."""
+
+    why: Refusal
+    until: datetime | None = None
