@@ -1,0 +1,141 @@
+"""Whether a deployment can work: settings, database, broker, Medplum, legacy APIs, each asked. It changes nothing.
+
+Every finding is ok or says what to do; none holds a secret or a value from a patient's record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+from worker.errors import ReverseSyncError
+from worker.ledger import Ledger
+from worker.ledger.migrate import current, head
+from worker.ledger.values import Phase
+from worker.publish import Publisher, broker_url
+from worker.settings import BrokerSettings, ReceiverSettings, Settings, WorkerSettings
+
+__all__ = ["PROCESSES", "Finding", "run"]
+
+PROCESSES: Mapping[str, type[BrokerSettings]] = {
+    "web": ReceiverSettings,
+    "worker": WorkerSettings,
+    "dispatch": BrokerSettings,
+}
+"""The processes whose settings differ, and what each reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, and what to do if it is not ok."""
+
+    name: str
+    ok: bool
+    advice: str = ""
+
+
+def run(processes: Collection[str] = tuple(PROCESSES)) -> Iterator[Finding]:
+    """Look at everything that these processes need, and yield each finding as it is known."""
+    for name in PROCESSES:
+        if name in processes:
+            yield from _settings(name, PROCESSES[name])
+    yield from _ledger()
+    yield from _broker()
+    if "worker" in processes:
+        yield from _worker()
+
+
+def _settings(process: str, cls: type[BrokerSettings]) -> Iterator[Finding]:
+    try:
+        broker_url(cls.read())
+    except ReverseSyncError as problem:
+        yield Finding(f"settings of {process}", False, str(problem))
+    else:
+        yield Finding(f"settings of {process}", True)
+
+
+def _ledger() -> Iterator[Finding]:
+    try:
+        settings = Settings.read()
+        revision = current(settings.database_url)
+    except ReverseSyncError as problem:
+        yield Finding("the ledger's database answers", False, str(problem))
+        return
+    yield Finding("the ledger's database answers", True)
+    migrated = revision == head()
+    there = f"its tables are {revision}, this release's are {head()}" if revision else "it has no tables yet"
+    yield Finding(
+        "the ledger's tables are this release's", migrated, "" if migrated else f"{there}: reverse-sync migrate"
+    )
+    if migrated:
+        yield from _key(settings)
+
+
+def _key(settings: Settings) -> Iterator[Finding]:
+    with closing(Ledger.of(settings, connections=1)) as ledger:
+        live = sorted(name for name, row in ledger.routes().items() if row.phase is Phase.LIVE)
+        seals = ledger.sealer.can_seal
+    needed = f"{', '.join(live)} cannot be live without REVERSE_SYNC_PAYLOAD_KEY: reverse-sync new-key makes one"
+    yield Finding(
+        "bodies can be sealed", seals or not live, "" if seals else needed if live else "needed before a route is live"
+    )
+
+
+def _broker() -> Iterator[Finding]:
+    try:
+        url = broker_url(BrokerSettings.read())
+    except ReverseSyncError as problem:
+        yield Finding("the broker answers", False, str(problem))
+        return
+    with closing(Publisher(url)) as publisher:
+        answers = publisher.answers()
+    advice = (
+        "nothing answers at REVERSE_SYNC_BROKER_URL, or it refuses this password: start the broker or correct the URL"
+    )
+    yield Finding("the broker answers", answers, "" if answers else advice)
+
+
+def _worker() -> Iterator[Finding]:
+    """Ask what only a worker asks: it has the credentials for both sides."""
+    from worker.legacy import Outcome
+    from worker.mapping import load_routes
+    from worker.medplum import Medplum
+    from worker.start import systems
+
+    try:
+        settings = WorkerSettings.read()
+        routes = load_routes(settings.routes)
+    except ReverseSyncError as problem:
+        yield Finding("the routes load", False, str(problem))
+        return
+    yield Finding(f"the routes load: {', '.join(routes)}", True)
+    yield _belongs(settings, systems(settings, routes))
+    with Medplum.of(settings) as medplum:
+        for name, ok, advice in medplum.check(routes):
+            yield Finding(name, ok, advice)
+    for api in {
+        collection.api.name: collection.api for route in routes.values() for collection in route.collections
+    }.values():
+        answered = api.ping()
+        api.close()
+        name = f"the legacy API {api.name} answers"
+        if answered is None:
+            yield Finding(name, True, "not asked: it declares no probe")
+        else:
+            ok = answered.outcome is Outcome.DONE
+            yield Finding(
+                name, ok, "" if ok else f"{answered.detail}: correct its address or its key (REVERSE_SYNC_SITE_…)"
+            )
+
+
+def _belongs(settings: WorkerSettings, systems: Mapping[str, str]) -> Finding:
+    name = "the ledger belongs to these systems"
+    try:
+        if current(settings.database_url) != head():
+            return Finding(name, False, "not known before reverse-sync migrate")
+        with closing(Ledger.of(settings, connections=1)) as ledger:
+            ledger.belong_to(systems)
+    except ReverseSyncError as problem:
+        return Finding(name, False, str(problem))
+    return Finding(name, True)

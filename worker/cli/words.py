@@ -1,0 +1,109 @@
+"""What the ledger says of all resources, in words for a person. Pure: plain values in, lines out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_LATE_DISPATCH_S = 30.0
+_NO_HEARTBEAT_S = 20.0
+
+NEXT_BY_REASON = {
+    "refused": "mend the mapping or the resource, then replay it",
+    "unmappable": "mend the mapping or the resource, then replay it",
+    "invalid": "mend the resource in Medplum: its next version is tried by itself",
+    "parent": "see to the resource that it points to; once that has a legacy record, this one goes on by itself",
+    "absent": "see whether the resource still exists and whether this client may read it",
+    "poison": "it kills the process that works on it: see that process's log before you replay it",
+    "defect": "this is a defect of the service: see the worker's log at the place that it names",
+    "partial read": "widen the client's access policy in Medplum, then `reverse-sync resume` its type",
+    "budget": "see whether these deletes are meant; a replay lets this one pass",
+    "identity": "the legacy record under our key is somebody else's: see both before you replay it",
+    "second record": "two legacy records stand for one resource: remove one of them by hand",
+    "gone": "the legacy system no longer has the record: see why before you replay it",
+    "conflict": "see both sides before you replay it",
+}
+"""What a person can do, by the reason that the ledger gives."""
+
+_DECIDE = "see both sides before you replay it"
+
+
+def advice(state: str, reason: str | None) -> str:
+    """Say what a person can do about a mirror that failed or is held."""
+    return NEXT_BY_REASON.get(reason or "", _DECIDE if state == "held" else "mend what it names, then replay it")
+
+
+def ago(seconds: float) -> str:
+    """Say how long ago something was."""
+    return f"{span(seconds)} ago"
+
+
+def span(seconds: float) -> str:
+    """Say how long something lasts, in its largest unit and the next."""
+    whole = max(0, round(seconds))
+    for size, unit, smaller, small_unit in ((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {small_unit}"
+    return f"{whole // _MINUTE} min {whole % _MINUTE} s" if whole >= _MINUTE else f"{whole} s"
+
+
+def count(number: int, one: str, more: str = "") -> str:
+    """Say a number of things."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def of_status(status: Mapping[str, Any]) -> Iterator[str]:
+    """Tell the status in a few lines, the last of which say what to do."""
+    changes = {**status["changes"], "purged": status["purged"]}
+    terms = [f"{number:,} {name}" for name, number in changes.items() if number or name == "open"]
+    holds = "" if status["identity_holds"] else "   DOES NOT ADD UP: keep a copy of the ledger and report this"
+    yield f"accepted       {status['accepted']:,} = {' + '.join(terms)}{holds}"
+    mirrors = [f"{number:,} {state}" for state, number in status["mirrors"].items() if number]
+    syncing = f" ({status['syncing']:,} being synced now)" if status["syncing"] else ""
+    yield f"resources      {' · '.join(mirrors) or 'none yet'}{syncing}"
+    if status["unresolved_writes"]:
+        yield f"unanswered     {count(status['unresolved_writes'], 'write')} whose outcome is not known yet"
+    if status["left_behind"]:
+        yield f"left behind    {count(status['left_behind'], 'record')} that the legacy API cannot delete"
+    oldest, dispatched = status["oldest_open_seconds"], status["last_dispatch_seconds"]
+    yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
+    yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
+    for pause in status["paused"]:
+        scope = "everything" if pause["scope"] == "*" else pause["scope"]
+        yield f"paused         {scope}, by {pause['who']}: {pause['why']}"
+    for line in _what_next(status):
+        yield f"next           {line}"
+
+
+def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
+    mirrors = status["mirrors"]
+    person = mirrors["failed"] + mirrors["held"]
+    if person:
+        yield f"{person:,} {'needs' if person == 1 else 'need'} a person: reverse-sync failed"
+    if status["paused"]:
+        yield "changes gather while paused: reverse-sync resume --why …"
+    dispatched, heartbeat = status["last_dispatch_seconds"], status["worker_seconds"]
+    if dispatched is None or dispatched > _LATE_DISPATCH_S:
+        yield "nothing is dispatched: see that the processes dispatch, beat and broker of the Procfile run"
+    if heartbeat is None or heartbeat > _NO_HEARTBEAT_S:
+        yield "no worker is alive: start worker and worker2 of the Procfile"
+    elif mirrors["due"] and not person:
+        yield f"{mirrors['due']:,} due, which the workers take by themselves"
+    elif not person and not status["changes"]["open"]:
+        yield "nothing to do"
+
+
+def of_failed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Tell what needs a person, one paragraph each."""
+    if not rows:
+        yield "nothing needs a person"
+        return
+    for row in rows:
+        attempts = count(row["attempts"], "attempt")
+        yield f"{row['reference']}  {row['state']}: {row['reason']}, since {row['since']}, {attempts}"
+        yield f"    {row['detail']}"
+    yield ""
+    for reason, state in sorted({(row["reason"], row["state"]) for row in rows}):
+        yield f"{reason}: {advice(state, reason)}"
+    yield "details: reverse-sync show REF      again: reverse-sync replay REF…, or --all"
