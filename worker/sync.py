@@ -281,7 +281,8 @@ class Sync:
         """2: absent is never believed at once, and never leads to a delete without a person."""
         if claim.absent_since is None or claim.claimed_at - claim.absent_since < timedelta(seconds=ABSENT_LOOK_S * 0.9):
             words = "Medplum shows neither the resource nor its deletion; looking again"
-            return self._again(claim, "absent", words, after_s=ABSENT_LOOK_S, counts=False, absent=True)
+            self._ledger.look_later(claim, reason="absent", detail=words, after_s=ABSENT_LOOK_S)
+            return Ended(End.AGAIN, words)
         if claim.links or claim.unresolved or claim.sent_by_medplum:
             return self._hold(claim, "absent", "Medplum sent it, this client may not read it, or it was expunged")
         if claim.delete_hint is not None:
@@ -338,13 +339,10 @@ class Sync:
         after_s: float = 0.0,
         until: datetime | None = None,
         counts: bool = True,
-        absent: bool = False,
     ) -> Ended:
         if counts:
             after_s = max(after_s, backoff_s(claim.attempts))
-        self._ledger.release(
-            claim, reason=reason, detail=words, after_s=after_s, until=until, counts=counts, absent=absent
-        )
+        self._ledger.release(claim, reason=reason, detail=words, after_s=after_s, until=until, counts=counts)
         return Ended(End.AGAIN, f"{reason}: {words}")
 
     def _fail(self, claim: Claim, reason: str, words: str, settlement: Settlement | None = None) -> Ended:

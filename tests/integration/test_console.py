@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from worker.console import create_app
 from worker.ledger import Ledger
 from worker.ledger.migrate import upgrade
-from worker.ledger.values import Hint, Phase
+from worker.ledger.values import Claim, Hint, Phase
 from worker.settings import BrokerSettings
 
 NOBODY = "redis://127.0.0.1:9/0"
@@ -141,3 +142,51 @@ def eventually(fact: Callable[[], bool], within_s: float = 20) -> None:
     while not fact():
         assert time.monotonic() < deadline, "the fact never came to hold"
         time.sleep(0.02)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+
+
+@pytest.mark.browser
+def test_the_page_is_a_page_in_a_browser(ledger: Ledger, tmp_path: Path, missing: Callable[[str], Any]) -> None:
+    """A browser shows what needs a person first, under the page's own security policy, and runs none of its text."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        missing("there is no Chromium: apt-get install chromium")
+    claim = ledger.claim("Patient/<b>1", instance="one", lease_s=60)
+    assert isinstance(claim, Claim)
+    ledger.fail(claim, reason="refused", detail="<script>document.title='run'</script>")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    settings = {"REVERSE_SYNC_DATABASE_URL": f"sqlite:///{tmp_path}/ledger.db", "REVERSE_SYNC_BROKER_URL": NOBODY}
+    command = [sys.executable, "-m", "worker.console", "--port", str(port)]
+    console = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/")
+        shown = subprocess.run(
+            [browser, *CHROMIUM, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"http://127.0.0.1:{port}/"],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=True,
+        ).stdout
+    finally:
+        console.terminate()
+        console.wait(10)
+    assert "<title>Reverse sync</title>" in shown
+    assert shown.index("Needs a person: 1") < shown.index("Mirrors")
+    assert "Patient/&lt;b&gt;1" in shown
+
+
+def _wait_for(url: str) -> None:
+    ends_at = time.monotonic() + 20
+    while True:
+        try:
+            httpx.get(url, timeout=1)
+        except httpx.TransportError:
+            if time.monotonic() > ends_at:
+                raise
+            time.sleep(0.05)
+        else:
+            return

@@ -13,7 +13,7 @@ from worker.cli.ledger import opened
 from worker.errors import LedgerError
 
 ALIVE_WITHIN_S = 20.0  # as the ledger has it: a heartbeat older than this frees the leases of its process
-ROLES = ("worker", "dispatch", "console", "alone")
+ROLES = ("worker", "dispatch", "beat", "console", "alone")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -83,10 +83,11 @@ def failed(as_json: bool) -> None:
 def alive(process: str, within_s: float, as_json: bool) -> None:
     """Tell the age of the youngest heartbeat of a kind of process, for health checks.
 
-    Exit code 1 if there is none, or an older one. The receiver has /livez instead.
+    Exit code 1 if there is none, or an older one. Beat has none: its sign of life is the last dispatch. The receiver
+    has /livez instead.
     """
     with opened() as ledger:
-        age_s = ledger.alive(role=process)
+        age_s = ledger.status()["last_dispatch_seconds"] if process == "beat" else ledger.alive(role=process)
     lives = age_s is not None and age_s <= within_s
     if as_json:
         print_json({"process": process, "heartbeat_seconds": age_s, "alive": lives})

@@ -26,9 +26,9 @@ th, td { border-color: #2b3340; } .bad { color: #ff8a75; } }
 def render(status: Mapping[str, Any] | None, failed: Sequence[Mapping[str, Any]], made: Sequence[Check]) -> str:
     """Render the page. `status` is None when the ledger does not answer: the checks then say why."""
     parts = [_checks(made)]
-    if status is not None:
-        parts += [_identity(status), _numbers("Changes", status["changes"]), _numbers("Mirrors", status["mirrors"])]
-        parts += [_others(status), _failed(failed)]
+    if status is not None:  # first what a person has to do, then what adds up, then the figures
+        parts = [_identity(status), _failed(failed), *parts]
+        parts += [_numbers("Mirrors", status["mirrors"]), _numbers("Changes", status["changes"]), _others(status)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

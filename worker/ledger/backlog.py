@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +16,7 @@ from worker.ledger.values import LinkState, State
 STALE_HEARTBEAT = timedelta(seconds=20)
 FORGET_INSTANCE = timedelta(days=1)
 WAKE_AT_MOST = 500
+CLOSED_GATE = "gate"  # the reason that an attempt gives which met a closed gate
 
 
 class Backlog(Store):
@@ -31,20 +31,19 @@ class Backlog(Store):
         queue_empty: bool,
         lost_after_s: float = 5.0,
         stale_after_s: float = 600.0,
-        one_each: Collection[str] = (),
     ) -> tuple[str, ...]:
         """Pick up to `limit` mirrors to publish and mark them queued: oldest first, the types in turn.
 
         A mirror that was queued comes again when the queue is empty and it was queued more than `lost_after_s` seconds
-        ago (its task was lost), or after `stale_after_s` seconds whatever the queue holds. Of the types in `one_each`
-        (their gate is closed) one is picked, as a probe.
+        ago (its task was lost), or after `stale_after_s` seconds whatever the queue holds. Of a type that met a closed
+        gate nothing is picked until the gate may be open: an hour's backlog would be claimed and put back every time.
         """
         _wake_waiting(tx)
         lost = tx.now - timedelta(seconds=lost_after_s if queue_empty else stale_after_s)
         unqueued = or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < lost)
         picked = [
-            _oldest(tx, resource_type, min(limit, 1) if resource_type in one_each else limit, unqueued)
-            for resource_type in sorted(routed_types(tx))
+            _oldest(tx, resource_type, limit, unqueued)
+            for resource_type in sorted(routed_types(tx) - _before_a_closed_gate(tx))
         ]
         chosen = _in_turn(picked, limit)
         if chosen:
@@ -125,6 +124,13 @@ def _wake_waiting(tx: Transaction) -> None:
             .where(mirrors.c.reference.in_(children), mirrors.c.state == State.WAITING)
             .values(state=State.DUE, due_at=tx.now, waiting_for=None)
         )
+
+
+def _before_a_closed_gate(tx: Transaction) -> frozenset[str]:
+    met = select(mirrors.c.resource_type).where(
+        mirrors.c.due_at.is_not(None), mirrors.c.reason == CLOSED_GATE, mirrors.c.not_before > tx.now
+    )
+    return frozenset(tx.execute(met.distinct()).scalars())
 
 
 def _oldest(tx: Transaction, resource_type: str, limit: int, unqueued: Any) -> list[str]:

@@ -123,7 +123,6 @@ class Ending(Answering):
         after_s: float = 0.0,
         until: datetime | None = None,
         counts: bool = True,
-        absent: bool = False,
     ) -> bool:
         """End an attempt that has to be made again, not before `after_s` seconds or `until`."""
         return _end(
@@ -135,7 +134,20 @@ class Ending(Answering):
             due_at=func.coalesce(mirrors.c.due_at, tx.now),
             not_before=max(tx.now + timedelta(seconds=after_s), until or tx.now),
             attempts=mirrors.c.attempts + (1 if counts else 0),
-            absent_since=func.coalesce(mirrors.c.absent_since, tx.now) if absent else None,
+        )
+
+    @writes
+    def look_later(self, tx: Transaction, claim: Claim, *, reason: str, detail: str, after_s: float) -> bool:
+        """End an attempt that found the resource absent. It is looked at again after `after_s` seconds, or with a hint."""
+        return _end(
+            tx,
+            claim,
+            reason,
+            detail,
+            State.DUE,
+            due_at=case((mirrors.c.hints == claim.hints, None), else_=tx.now),
+            look_at=tx.now + timedelta(seconds=after_s),
+            absent_since=func.coalesce(mirrors.c.absent_since, tx.now),
         )
 
     @writes
