@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, or_, select, update
 
@@ -79,18 +79,32 @@ _creates_in_doubt = (
 _no_limit = 2**31 - 1
 
 
+class _Taken(NamedTuple):
+    """A mirror's row as it was taken, and when."""
+
+    mirror: Any
+    at: datetime
+
+
 class Claiming(Store):
     """The verbs that take a mirror and tell what is known of it."""
 
-    @writes
-    def claim(
-        self, tx: Transaction, reference: str, *, instance: str, lease_s: float, alone: bool = False
-    ) -> Claim | NotClaimed:
+    def claim(self, reference: str, *, instance: str, lease_s: float, alone: bool = False) -> Claim | NotClaimed:
         """Take a mirror that is runnable, or say why it is not.
 
         The start is counted before the work. A mirror whose last start had no end is only given to one who asks for it
         `alone`: a process of its own, so that no neighbour dies with it and none is blamed.
+
+        What is known of the mirror is read once it is taken, without a write lock: what came in between is only newer,
+        and what hints the attempt covers was counted when it was taken.
         """
+        taken = self._lease(reference, instance=instance, lease_s=lease_s, alone=alone)
+        return taken if isinstance(taken, NotClaimed) else self._claim(taken, instance)
+
+    @writes
+    def _lease(
+        self, tx: Transaction, reference: str, *, instance: str, lease_s: float, alone: bool
+    ) -> _Taken | NotClaimed:
         row = tx.execute(
             _take,
             {
@@ -105,7 +119,7 @@ class Claiming(Store):
             return _refused(tx, reference, alone=alone)
         if row.starts > 1:
             _note_death(tx, reference, row.token - 1)
-        return self._claim(tx, row, instance)
+        return _Taken(row, tx.now)
 
     @reads
     def last_sent(self, tx: Transaction, reference: str, slot: str) -> Mapping[str, object] | None:
@@ -119,7 +133,9 @@ class Claiming(Store):
         rows = tx.execute(_creates_in_doubt, {"of": reference, "in_slot": slot})
         return tuple(map(self._open_write, rows))
 
-    def _claim(self, tx: Transaction, row: Any, instance: str) -> Claim:
+    @reads
+    def _claim(self, tx: Transaction, taken: _Taken, instance: str) -> Claim:
+        row = taken.mirror
         reference = row.reference
         phase = tx.execute(_phase, {"of_type": row.resource_type}).scalar_one_or_none()
         open_rows = tx.execute(_open_changes, {"of": reference}).all()
@@ -132,7 +148,7 @@ class Claiming(Store):
             hints=row.hints,
             starts=row.starts,
             attempts=row.attempts,
-            claimed_at=tx.now,
+            claimed_at=taken.at,
             applied_version=row.applied_version,
             links=tuple(map(_link, tx.execute(_links, {"of": reference}))),
             unresolved=tuple(map(self._open_write, tx.execute(_unresolved, {"of": reference}))),
