@@ -1,0 +1,47 @@
+"""Systems of real processes, each in a folder that is gone afterwards. A start takes seconds, so two are shared."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.system import System, started
+from tests.contract.ledger.conftest import postgres
+
+__all__ = ["postgres"]
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Lend a folder with a short path."""
+    path = Path(tempfile.mkdtemp(prefix="reverse-sync-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Lend a new folder."""
+    with _folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    """Share a system in which nothing may ever fail or be held."""
+    with _folder() as folder, started(folder) as system:
+        yield system
+
+
+@pytest.fixture(scope="session")
+def troubled() -> Iterator[System]:
+    """Share a system with Flower and the console, in which tests make things fail."""
+    with _folder() as folder, started(folder, more=("flower", "console")) as system:
+        yield system
