@@ -305,6 +305,22 @@ def test_an_empty_success_of_an_update_is_not_believed(routes: Routes, fault: Ca
     assert write(patients, Operation.UPDATE, JANE, keys).outcome is Outcome.DONE
 
 
+@pytest.mark.parametrize("operation", [Operation.CREATE, Operation.UPDATE])
+def test_a_success_with_an_error_in_it_is_a_refusal(
+    routes: Routes, fault: Callable[..., None], operation: Operation
+) -> None:
+    """200 with the API's words for an error is a no, not a yes and not a riddle; its words stay out of the detail."""
+    patients = routes["Patient"].to
+    keys = created(patients, {"last_name": "Doe", "sex": "F"})
+    said = {"error": {"code": "invalid", "message": "Doe, Jane is on hold"}}
+    fault("status", match={"method": "POST" if operation is Operation.CREATE else "PUT"}, status=200, body=said, times=1)
+    own = {} if operation is Operation.CREATE else keys
+    answered = write(patients, operation, {"last_name": "Doe", "sex": "F"}, own)
+    assert answered.outcome is Outcome.REFUSED
+    assert "invalid" in answered.detail
+    assert "Jane" not in answered.detail
+
+
 def test_find_and_read_do_not_take_trouble_for_an_answer(routes: Routes, fault: Callable[..., None]) -> None:
     """A failed look is no "there is none": else a second record would be made."""
     patients = routes["Patient"].to

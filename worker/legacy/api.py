@@ -195,7 +195,9 @@ class LegacyApi:
         record = answers.at(body, request.collection.record if request.collection else self.record)
         keys = answers.keys_of(record, request.collection.keys) if request.collection else None
         if outcome is Outcome.DONE:
-            if request.operation is Operation.CREATE and keys is None:
+            if meant is None and keys is None and self._says_no(request, body):
+                outcome, trouble = Outcome.REFUSED, "with an error in its body"
+            elif request.operation is Operation.CREATE and keys is None:
                 outcome, trouble = Outcome.UNKNOWN, trouble or "without its key"
             elif meant is None and body is None and status not in _WITHOUT_BODY:
                 # A proxy's page or a cut-off answer; an API that says so little declares means={200: DONE}.
@@ -212,6 +214,10 @@ class LegacyApi:
             retry_after_s=answers.retry_after(response.headers.get("Retry-After"), datetime.now(UTC)),
             declared=meant is not None,
         )
+
+    def _says_no(self, request: LegacyRequest, body: object) -> bool:
+        """Tell whether a write that was answered as done has the API's words for an error in its body."""
+        return request.operation is not None and any(answers.at(body, path) for path in self.errors)
 
     def _named(self, request: LegacyRequest, body: object, outcome: Outcome) -> tuple[str, ...]:
         return () if outcome is Outcome.DONE else answers.named_fields(body, self.errors, request.names)
