@@ -151,9 +151,10 @@ CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background
 @pytest.mark.browser
 def test_the_page_is_a_page_in_a_browser(ledger: Ledger, tmp_path: Path, missing: Callable[[str], Any]) -> None:
     """A browser shows what needs a person first, under the page's own security policy, and runs none of its text."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+    found = [path for path in map(shutil.which, BROWSERS) if path is not None]
+    if not found:
         missing("there is no Chromium: apt-get install chromium")
+    browser = found[0]
     claim = ledger.claim("Patient/<b>1", instance="one", lease_s=60)
     assert isinstance(claim, Claim)
     ledger.fail(claim, reason="refused", detail="<script>document.title='run'</script>")

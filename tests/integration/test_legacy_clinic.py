@@ -313,8 +313,8 @@ def test_a_success_with_an_error_in_it_is_a_refusal(
     patients = routes["Patient"].to
     keys = created(patients, {"last_name": "Doe", "sex": "F"})
     said = {"error": {"code": "invalid", "message": "Doe, Jane is on hold"}}
-    fault("status", match={"method": "POST" if operation is Operation.CREATE else "PUT"}, status=200, body=said, times=1)
-    own = {} if operation is Operation.CREATE else keys
+    method, own = ("POST", {}) if operation is Operation.CREATE else ("PUT", keys)
+    fault("status", match={"method": method}, status=200, body=said, times=1)
     answered = write(patients, operation, {"last_name": "Doe", "sex": "F"}, own)
     assert answered.outcome is Outcome.REFUSED
     assert "invalid" in answered.detail
