@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from webhook.inbox import Accepting, Inbox, Ring
+from webhook.inbox import Accepting, Bell, Inbox
 from webhook.receive import Receiver
 from worker.errors import LedgerOutdated, LedgerUnavailable, ReverseSyncError
 from worker.ledger import Ledger
@@ -40,27 +40,27 @@ class Intake(Accepting, Protocol):
     def routes(self) -> Mapping[str, RouteRow]: ...
 
 
-def create_app(settings: ReceiverSettings, *, ledger: Intake | None = None, ring: Ring | None = None) -> ASGIApp:
+def create_app(settings: ReceiverSettings, *, ledger: Intake | None = None, bell: Bell | None = None) -> ASGIApp:
     """Build the application over the ledger and the broker that the settings name, or over those that are given.
 
     Raises:
         ReverseSyncError: it cannot start like this; the message says what to do first.
     """
     ours = ExitStack()  # what was opened here is closed here
-    if ring is None:
+    if bell is None:
         doorbell = Doorbell(broker_url(settings))
         ours.callback(doorbell.close)
-        ring = doorbell.ring
+        bell = doorbell
     if ledger is None:
         opened = _open(settings.database_url, settings)
         ours.callback(opened.close)
         ledger = opened
-    return _wire(settings, ledger, ring, ours)
+    return _wire(settings, ledger, bell, ours)
 
 
-def _wire(settings: ReceiverSettings, ledger: Intake, ring: Ring, ours: ExitStack) -> ASGIApp:
+def _wire(settings: ReceiverSettings, ledger: Intake, bell: Bell, ours: ExitStack) -> ASGIApp:
     routed = _Routed(ledger)
-    inbox = Inbox(ledger, ring)
+    inbox = Inbox(ledger, bell)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from worker.errors import LedgerUnavailable
 from worker.ledger.values import Accepted, Hint
 from worker.log import described, get
 
-__all__ = ["Accepting", "Inbox", "Ring"]
+__all__ = ["Accepting", "Bell", "Inbox"]
 
 BATCH: Final = 500
 GIVE_UP_AFTER: Final = 2
@@ -24,14 +25,21 @@ WAITING: Final = 2_000  # hints before the inbox itself says "not now": a ledger
 
 log = get(__name__)
 
-Ring = Callable[[Sequence[str]], object]
-"""Tell the workers which mirrors have become due. Never blocks; losing it costs seconds, because dispatch looks too."""
+
+class Bell(Protocol):
+    """Tells the workers which mirrors have become due. Never blocks; losing it costs time alone: dispatch looks too."""
+
+    def room(self) -> int:
+        """Say for how many mirrors it can be rung now."""
+        ...
+
+    def ring(self, references: Sequence[str]) -> None: ...
 
 
 class Accepting(Protocol):
     """The ledger's side of intake."""
 
-    def accept(self, hints: Sequence[Hint]) -> Accepted: ...
+    def accept(self, hints: Sequence[Hint], *, ring_most: int) -> Accepted: ...
 
 
 class _Entry(NamedTuple):
@@ -42,9 +50,9 @@ class _Entry(NamedTuple):
 class Inbox:
     """Group commit in front of a ledger. Belongs to one event loop."""
 
-    def __init__(self, ledger: Accepting, ring: Ring, *, batch: int = BATCH, waiting: int = WAITING) -> None:
+    def __init__(self, ledger: Accepting, bell: Bell, *, batch: int = BATCH, waiting: int = WAITING) -> None:
         self._ledger = ledger
-        self._ring = ring
+        self._bell = bell
         self._batch = batch
         self._limit = waiting
         self._waiting: deque[_Entry] = deque()
@@ -110,20 +118,21 @@ class Inbox:
         """Have the ledger accept these in one transaction; answer their senders and ring, or return what went wrong."""
         hints = [entry.hint for entry in entries]
         try:
-            accepted = await asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.accept, hints)
+            accepting = partial(self._ledger.accept, hints, ring_most=self._bell.room())
+            accepted = await asyncio.get_running_loop().run_in_executor(self._thread, accepting)
         except LedgerUnavailable as error:
             return error
         except Exception as error:  # whatever it is, each sender needs an answer
             log.error("the ledger did not take hints", hints=len(hints), error=described(error))  # noqa: TRY400 - nothing of its text
             return LedgerUnavailable("the ledger did not take the hint")
         _succeed(entries)
-        self._tell(accepted.woken)
+        self._tell(accepted.queued)
         return None
 
-    def _tell(self, woken: Sequence[str]) -> None:
+    def _tell(self, queued: Sequence[str]) -> None:
         try:
-            if woken:
-                self._ring(woken)
+            if queued:
+                self._bell.ring(queued)
         except Exception as error:
             log.error("the doorbell failed", error=described(error))  # noqa: TRY400 - dispatch finds the work anyway
 

@@ -63,6 +63,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
         super().connection_lost(exc)
+        self._forget_body()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -147,6 +148,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_body:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            self._forget_body()
         self.linger()
 
     def linger(self) -> None:
@@ -161,6 +163,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
         self._clock = self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _forget_body(self) -> None:
+        """Drop what nobody will read: a connection and its request know each other, and go when the collector comes."""
+        if getattr(self.cycle, "disconnected", False):  # there is no cycle before the first request
+            self.cycle.body = bytearray()
 
     def _stop_clock(self) -> None:
         if self._clock is not None:

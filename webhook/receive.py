@@ -29,6 +29,8 @@ SMALL_BYTES: Final = 16 * 1024
 LINES_PER_10_S: Final = 5
 
 log = get(__name__)
+_ACCEPTED: Final = {"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"0")]}
+_NOTHING: Final = {"type": "http.response.body", "body": b""}
 _ANSWERS = {
     status: NOTIFICATIONS.labels(str(int(status)))
     for status in (202, 400, 401, 408, 413, 431, 500, 503)  # known from the start: a rate needs a zero to begin from
@@ -70,7 +72,12 @@ class Receiver:
             status, words = HTTPStatus.INTERNAL_SERVER_ERROR, "this is a defect of the receiver"
         finally:
             body.leave()
-        self._record(status, words)
+        count(status)
+        if status is HTTPStatus.ACCEPTED:
+            await send(_ACCEPTED)
+            await send(_NOTHING)
+            return
+        self._complain(status, words)
         await _answer(send, status, words)
 
     async def _take(self, headers: Headers, body: _Body, receive: Receive) -> None:
@@ -94,10 +101,7 @@ class Receiver:
             raise _Refusal(HTTPStatus.UNAUTHORIZED, "X-Signature should come once, as 64 hexadecimal digits")
         return signatures[0]
 
-    def _record(self, status: int, words: str) -> None:
-        count(status)
-        if status == HTTPStatus.ACCEPTED:
-            return
+    def _complain(self, status: int, words: str) -> None:
         allowed, held_back = self._lines.allows(status)
         if allowed:
             log.warning("refused a notification", status=int(status), why=words, held_back=held_back)
@@ -152,7 +156,7 @@ class _Body:
         size = int(lengths[0]) if lengths else 0
         if size > self._limit:
             raise _too_large(self._limit)
-        if not self._room.fits(0, size):
+        if size > SMALL_BYTES and not self._room.fits(0, size):
             raise _no_room()
 
     async def read(self, receive: Receive) -> bytes:
@@ -171,15 +175,17 @@ class _Body:
 
     def leave(self) -> None:
         """Give its room back."""
-        self._room.resize(self._size, 0)
+        if self._size > SMALL_BYTES:
+            self._room.resize(self._size, 0)
         self._size = 0
 
     def _grow(self, size: int) -> None:
         if size > self._limit:
             raise _too_large(self._limit)
-        if not self._room.fits(self._size, size):
-            raise _no_room()
-        self._room.resize(self._size, size)
+        if size > SMALL_BYTES:
+            if not self._room.fits(self._size, size):
+                raise _no_room()
+            self._room.resize(self._size, size)
         self._size = size
 
 

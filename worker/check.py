@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from worker.errors import ReverseSyncError
 from worker.ledger import Ledger
 from worker.ledger.migrate import current, head
+from worker.ledger.operate import ADOPT
 from worker.ledger.values import Phase
 from worker.publish import Publisher, broker_url
 from worker.settings import BrokerSettings, ReceiverSettings, Settings, WorkerSettings
@@ -135,7 +136,7 @@ def _belongs(settings: WorkerSettings, systems: Mapping[str, str]) -> Finding:
         if current(settings.database_url) != head():
             return Finding(name, False, "not known before reverse-sync migrate")
         with closing(Ledger.of(settings, connections=1)) as ledger:
-            ledger.belong_to(systems)
+            foreign = ledger.foreign(systems)
     except ReverseSyncError as problem:
         return Finding(name, False, str(problem))
-    return Finding(name, True)
+    return Finding(name, not foreign, "\n".join([*foreign, ADOPT]) if foreign else "")

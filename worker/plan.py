@@ -1,14 +1,17 @@
-"""What has to be done for one resource: pure. Takes what is wanted and what is known, returns steps; never reads or writes."""
+"""What has to be done for one resource, from what is wanted and what is known. Pure: it takes no step itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from worker.ledger.values import Link, LinkState, OpenWrite, Operation
 from worker.mapping.results import MappedRecord
+
+THERE = frozenset({LinkState.LINKED, LinkState.LEFT_BEHIND})
+"""The states of a link whose record is in the legacy system."""
 
 
 class Doubt(StrEnum):
@@ -65,6 +68,25 @@ def plan(
     return tuple(deletes_last)
 
 
+def references(steps: Sequence[Step]) -> tuple[frozenset[str], frozenset[str]]:
+    """List whom the steps name: those that their records need, and those that records stand under or once did."""
+    needed = {reference for step in steps if step.record is not None for reference in step.record.references()}
+    under = {
+        reference
+        for step in steps
+        for parents in (step.link.parents if step.link else {}, *(write.parents for write in step.unresolved))
+        for reference in parents.values()
+    }
+    return frozenset(needed), frozenset(under)
+
+
+def lacking(steps: Sequence[Step], known: Container[str]) -> str | None:
+    """Name the first reference that a step needs before it can be taken and that is not among the known."""
+    records = (step.record for step in steps if step.record is not None and (step.operation is not None or step.look))
+    needed = (reference for record in records for reference in sorted(record.references()))
+    return next((reference for reference in needed if reference not in known), None)
+
+
 def _step(
     slot: str,
     record: MappedRecord | None,
@@ -73,24 +95,23 @@ def _step(
     now: datetime,
     is_written: Callable[[str, MappedRecord], bool],
 ) -> Step | None:
-    there = link is not None and link.state in {LinkState.LINKED, LinkState.LEFT_BEHIND}
+    there = link if link is not None and link.state in THERE else None
     if record is None:
-        if there or unresolved:
-            behind = link is not None and link.state is LinkState.LEFT_BEHIND
-            if behind and not unresolved:
-                return None
-            return Step(Operation.DELETE, slot, link=link if there else None, unresolved=unresolved)
-        return None
-    if not there or link is None:
+        return Step(Operation.DELETE, slot, link=there, unresolved=unresolved) if there or unresolved else None
+    if there is None:
         return Step(Operation.CREATE, slot, record, link, unresolved)
-    look = link.look_at is not None and link.look_at <= now
+    if (doubt := _doubt(record, there)) is not None:
+        return Step(None, slot, record, there, unresolved, doubt=doubt)
+    look = there.look_at is not None and there.look_at <= now
     look = look or any(write.operation is Operation.CREATE for write in unresolved)
+    written = not unresolved and there.digest is not None and is_written(there.digest, record)
+    return Step(None if written else Operation.UPDATE, slot, record, there, unresolved, look=look)
+
+
+def _doubt(record: MappedRecord, link: Link) -> Doubt | None:
     if link.collection != record.collection.name:
-        return Step(None, slot, record, link, unresolved, doubt=Doubt.OTHER_COLLECTION)
-    if dict(link.parents) != dict(record.parents):
-        return Step(None, slot, record, link, unresolved, doubt=Doubt.OTHER_PARENT)
-    written = not unresolved and link.digest is not None and is_written(link.digest, record)
-    return Step(None if written else Operation.UPDATE, slot, record, link, unresolved, look=look)
+        return Doubt.OTHER_COLLECTION
+    return Doubt.OTHER_PARENT if dict(link.parents) != dict(record.parents) else None
 
 
 def _in_their_slots(records: Sequence[MappedRecord], known: Mapping[str, Link]) -> Sequence[MappedRecord]:

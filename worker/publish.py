@@ -16,7 +16,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -43,6 +42,8 @@ DEPTH: Final = 1000
 """How many messages `sync` may hold. Some seconds of work: a window on the ledger's backlog, not the backlog itself."""
 
 _MARK: Final = "reverse-sync:mark"
+_FULL_S: Final = 0.25  # the workers have enough to do
+_AWAY_S: Final = 2.0
 _TIMEOUT_S: Final = 2.0  # a broker that stalls must not hold its sender: without one, a publish waited for over 25 s
 
 
@@ -188,10 +189,10 @@ def message(queue: str, task: str, arguments: Sequence[str], *, origin: str) -> 
 
 
 class Doorbell:
-    """Rings for mirrors that became due; never blocks, never raises, and drops what is too much.
+    """Rings for mirrors that became due; never blocks, never raises, and turns away what is too much.
 
-    What it drops, because the broker is away or stalls, the queue is full, or it is rung more often than `per_second`,
-    is found by `dispatch` within seconds.
+    Who rings marks the mirrors as queued before, and asks for `room` before that. What was taken is kept while the
+    broker is away; what is lost with this process is found by `dispatch`, like all for which there was no room.
     """
 
     def __init__(
@@ -200,24 +201,28 @@ class Doorbell:
         self._publisher = publisher or Publisher(url)
         self._per_second = per_second
         self._depth = depth
-        self._pending: deque[str] = deque(maxlen=per_second)  # a second's worth: older ones fall off unpublished
+        self._pending: deque[str] = deque()  # a second's worth at most
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None  # started with the first ring: a server may fork before it
-        self._quiet_until = 0.0
+        self._shut_s = 0.0  # how long until the broker is asked again whether it takes more; 0: it does
         self.published = 0
         self.dropped = 0
+
+    def room(self) -> int:
+        """Say for how many mirrors it can be rung now."""
+        with self._wake:
+            return self._room()
 
     def ring(self, references: Iterable[str]) -> None:
         """Say that these mirrors are due. Returns at once, whatever the broker does."""
         with self._wake:
             if self._closed:
                 return
-            for reference in references:
-                if time.monotonic() < self._quiet_until or len(self._pending) == self._pending.maxlen:
-                    self.dropped += 1
-                else:
-                    self._pending.append(reference)
+            wanted = list(references)
+            taken = wanted[: self._room()]
+            self._pending += taken
+            self.dropped += len(wanted) - len(taken)
             self._start()
             self._wake.notify()
 
@@ -230,6 +235,9 @@ class Doorbell:
             self._thread.join(within_s)
         self._publisher.close()
 
+    def _room(self) -> int:
+        return 0 if self._shut_s else max(0, self._per_second - len(self._pending))
+
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
@@ -238,28 +246,39 @@ class Doorbell:
     def _run(self) -> None:
         while batch := self._take():
             self._publish(batch)
-            with self._wake:
-                self._wake.wait_for(lambda: self._closed, timeout=len(batch) / self._per_second)
+            while self._shut_s and not self._closed:
+                self._pause(self._shut_s)
+                self._look()
+            self._pause(len(batch) / self._per_second)
+
+    def _pause(self, seconds: float) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed, timeout=seconds)
 
     def _take(self) -> list[str]:
         """Wait for rings and take some: few enough that a lone one behind them is not late. Empty: it is over."""
         with self._wake:
             self._wake.wait_for(lambda: self._pending or self._closed)
+            if self._closed and self._shut_s == _AWAY_S:
+                return []
             return [self._pending.popleft() for _ in range(min(len(self._pending), max(1, self._per_second // 10)))]
 
     def _publish(self, batch: list[str]) -> None:
         try:
-            if self._publisher.length(SYNC) < self._depth:
-                self._publisher.publish(SYNC, SYNC_TASK, batch)
-                self.published += len(batch)
-                return
-            quiet_s = 0.25  # the workers have enough to do
+            length = self._publisher.publish(SYNC, SYNC_TASK, batch)
+        except BrokerAway:  # perhaps they arrived; a second message costs one look into the ledger
+            with self._wake:
+                self._pending.extendleft(reversed(batch))
+            self._shut_s = _AWAY_S
+            return
+        self.published += len(batch)
+        self._shut_s = _FULL_S if length >= self._depth else 0.0
+
+    def _look(self) -> None:
+        try:
+            self._shut_s = _FULL_S if self._publisher.length(SYNC) >= self._depth else 0.0
         except BrokerAway:
-            quiet_s = 2.0
-        with self._wake:
-            self.dropped += len(batch) + len(self._pending)
-            self._pending.clear()
-            self._quiet_until = time.monotonic() + quiet_s
+            self._shut_s = _AWAY_S
 
 
 def _code(refusal: redis.ResponseError) -> str:

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeVar
 
-from worker.errors import ReverseSyncError
+from worker.ends import Again, Fail, Hold
 from worker.ledger import Ledger
 from worker.ledger.values import (
     Announced,
@@ -20,41 +19,22 @@ from worker.ledger.values import (
     Answer,
     Claim,
     Keys,
+    LinkState,
     OpenWrite,
     Operation,
     WriteOutcome,
 )
 from worker.legacy import Answered, Collection, Hit, Outcome
-from worker.legacy.gate import Closed, Gate
+from worker.legacy.gate import Gate, Pass
 from worker.mapping import MappedRecord, Route
 from worker.plan import Step
 
 LEAST_CALL_S = 1.0
+CLOSED_S = 0.25  # a gate that names a longer wait is closed; one that names a shorter one has all its calls in flight
+BUSY_PAUSES_S = (0.05, 0.1, 0.15, 0.2, 0.3)  # how long such a one is waited for, all in all
 
 Parents = Mapping[str, Keys]
 T = TypeVar("T")
-
-
-class Again(ReverseSyncError):
-    """The attempt has to be made again, by itself."""
-
-    def __init__(
-        self, reason: str, why: str, *, after_s: float = 0.0, until: datetime | None = None, counts: bool = True
-    ) -> None:
-        super().__init__(why)
-        self.reason, self.after_s, self.until, self.counts = reason, after_s, until, counts
-
-
-class Hold(ReverseSyncError):
-    """A person has to decide."""
-
-    def __init__(self, reason: str, why: str) -> None:
-        super().__init__(why)
-        self.reason = reason
-
-
-class Refused(ReverseSyncError):
-    """The legacy API said no to what was sent."""
 
 
 class Budget:
@@ -122,7 +102,7 @@ class Sender:
         """Take one step.
 
         Raises:
-            Again, Hold, Refused: the attempt ends; everything that was answered is recorded.
+            Again, Fail, Hold: the attempt ends; everything that was answered is recorded.
         """
         self._record_last()
         if step.doubt is not None:
@@ -136,9 +116,13 @@ class Sender:
                 self._update(_there(step.record), _there(step.link).keys)
             case Operation.DELETE:
                 self._delete(step)
+            case None if step.link is not None and step.link.state is LinkState.LEFT_BEHIND:
+                self._ledger.take_back(self._claim, step.slot)
 
     def _create(self, step: Step) -> None:
         record = _there(step.record)
+        if self._cannot(Operation.CREATE, record.collection, step.slot):
+            return
         found = self._find_unanswered(record.collection, step)
         if found is not None:
             self._update(record, found)
@@ -148,6 +132,8 @@ class Sender:
             self._adopt_existing(target, record)
 
     def _update(self, record: MappedRecord, keys: Keys) -> None:
+        if self._cannot(Operation.UPDATE, record.collection, record.slot):
+            return
         target = Target(record.collection, record.slot, keys, record.parents, self._parents(record.parents))
         self._check_identity(target, record.resolve(self._keys))
         self._send(Operation.UPDATE, target, record)
@@ -159,9 +145,7 @@ class Sender:
             self._ledger.lapse(self._claim, [write.id for write in step.unresolved])
             return
         parents = step.link.parents if step.link is not None else step.unresolved[-1].parents
-        if not collection.supports(Operation.DELETE):
-            self.left_behind = collection.unsupported_reason(Operation.DELETE) or "this API cannot delete"
-            self._ledger.leave_behind(self._claim, step.slot, self.left_behind)
+        if self._cannot(Operation.DELETE, collection, step.slot):
             return
         target = Target(collection, step.slot, keys, parents, self._parents(parents))
         sent = self._ledger.last_sent(self._claim.reference, step.slot) if collection.identity else None
@@ -170,6 +154,14 @@ class Sender:
                 raise Hold("identity", "nothing is known of what was written, so the record cannot be told to be ours")
             self._check_identity(target, sent)
         self._send(Operation.DELETE, target, None)
+
+    def _cannot(self, operation: Operation, collection: Collection, slot: str) -> bool:
+        """Tell whether the API has no such operation; a record that is there is then marked as left behind."""
+        if collection.supports(operation):
+            return False
+        self.left_behind = collection.unsupported_reason(operation) or f"this API cannot {operation}"
+        self._ledger.leave_behind(self._claim, slot, self.left_behind)
+        return True
 
     def _check_identity(self, target: Target, fields: Mapping[str, object]) -> None:
         """3i: a legacy id can come again after a restore or a merge. What is gone, the write itself is told."""
@@ -201,7 +193,7 @@ class Sender:
         return keys
 
     def _hits(self, collection: Collection, creates: list[OpenWrite]) -> tuple[list[Keys], set[str]]:
-        """Find what unanswered creates may have made: the keys that agree in all that was sent, and fields that differ."""
+        """Find what unanswered creates may have made: keys that agree in all that was sent, and fields that differ."""
         hits: dict[str, tuple[Keys, set[str]]] = {}
         for write in creates:
             fields = write.fields
@@ -264,14 +256,14 @@ class Sender:
         self, operation: Operation, target: Target, record: MappedRecord | None, *, look_again: bool = False
     ) -> bool:
         """Announce, send and take the answer. Returns False where a create met a record that is there already."""
-        if self._stopping():
-            raise Again("stopping", "this worker is stopping", counts=False)
         self._record_last()
         collection, api = target.collection, target.collection.api
         fields = record.resolve(self._keys) if record is not None else {}
         request = collection.request(operation, fields, target.keys, target.parent_keys)
         digest = self._ledger.sealer.digest(record.canonical()) if record is not None else None
         with self._through(collection) as leave:
+            if self._stopping():
+                raise Again("stopping", "this worker is stopping", counts=False)
             deadline_s = self._budget.call_s("write", api.deadline_s)
             began = self._monotonic()
             announced = self._ledger.announce(
@@ -288,6 +280,7 @@ class Sender:
                     send_within_s=self._send_within_s,
                     deadline_s=deadline_s,
                     lands_within_s=api.lands_within_s,
+                    uses={each: self._keys[each] for each in record.references()} if record is not None else {},
                 ),
             )
             if self._monotonic() - began > self._send_within_s:
@@ -329,7 +322,7 @@ class Sender:
                 raise Hold("gone", f"{answered.detail}: the legacy system no longer has the record that we wrote")
             case Outcome.CONFLICT:
                 raise Hold("conflict", answered.detail)
-        raise Refused(answered.detail)
+        raise Fail("refused", answered.detail)
 
     def _find(self, collection: Collection, fields: Mapping[str, object], parents: Mapping[str, str]) -> list[Hit]:
         keys = self._parents(parents)
@@ -342,14 +335,25 @@ class Sender:
 
     @contextmanager
     def _through(self, collection: Collection) -> Iterator[Callable[[Answered], None]]:
-        entered = self._gate.enter(collection.api)
-        if isinstance(entered, Closed):
-            raise Again("gate", f"{collection.api.name} is given a rest", after_s=entered.wait_s, counts=False)
+        entered = self._enter(collection)
         answers: list[Answered] = []
         try:
             yield answers.append
         finally:
             self._gate.leave(entered, answers[-1] if answers else None)
+
+    def _enter(self, collection: Collection) -> Pass:
+        """Take a pass of the gate. A full gate is waited for: giving the mirror back would waste its claim and read."""
+        for pause_s in (*BUSY_PAUSES_S, None):
+            entered = self._gate.enter(collection.api)
+            if isinstance(entered, Pass):
+                return entered
+            if self._stopping():
+                raise Again("stopping", "this worker is stopping", counts=False)
+            if pause_s is None or entered.wait_s >= CLOSED_S:
+                raise Again("gate", f"{collection.api.name} is given a rest", after_s=entered.wait_s, counts=False)
+            time.sleep(pause_s)
+        raise AssertionError("unreachable")
 
     def _record_last(self) -> None:
         if self._unrecorded is not None and not self._ledger.record(*_there(self.last_answer())):

@@ -104,7 +104,7 @@ class ReceiverSettings(BrokerSettings):
     webhook_token: SecretStr | None = Field(None, description="the whole value of the shared Authorization header")
     max_body_bytes: int = Field(2 * 1024 * 1024, gt=0, description="the largest notification, in bytes")
     max_bodies_bytes: int = Field(
-        32 * 1024 * 1024, gt=0, description="all bodies in flight together, in bytes; beyond it: 503"
+        24 * 1024 * 1024, gt=0, description="all bodies in flight together, in bytes; beyond it: 503"
     )
     request_seconds: float = Field(10.0, gt=0, description="from a request's first byte to its last, in seconds")
     host: str = Field("127.0.0.1", description="the address that the receiver listens on")

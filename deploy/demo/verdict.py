@@ -33,7 +33,9 @@ class Verdict:
 
 
 def routes_of(settings: Mapping[str, str]) -> Routes:
-    """Load the routes that the workers have, as their module is now."""
+    """Load the routes that the workers have, as their module is now, whatever the caller's own shell says of a site."""
+    for name in [name for name in os.environ if name.startswith("REVERSE_SYNC_SITE_")]:
+        del os.environ[name]
     os.environ.update({name: value for name, value in settings.items() if name.startswith("REVERSE_SYNC_SITE_")})
     sys.path[:0] = [entry for entry in settings["PYTHONPATH"].split(os.pathsep) if entry not in sys.path]
     importlib.invalidate_caches()

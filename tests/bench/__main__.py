@@ -1,4 +1,4 @@
-"""Runs the benchmark: `python -m tests.bench [--quick]`. Prints each figure once found, and writes docs/benchmarks.md.
+"""Runs the benchmark: `python -m tests.bench [--quick] [--only PART]`. Prints figures, and writes docs/benchmarks.md.
 
 The exit code says whether it ran, not whether the targets are met: other machines have other neighbours.
 """
@@ -69,11 +69,11 @@ class Bench:
         self.report = Report()
         self._next = count(1)
 
-    def run(self) -> None:
-        self.steps()
-        self.receiver()
-        self.path()
-        self.backlog()
+    def run(self, only: str | None = None) -> None:
+        parts = {"steps": self.steps, "receiver": self.receiver, "path": self.path, "backlog": self.backlog}
+        for name, part in parts.items():
+            if only in {None, name}:
+                part()
 
     def patients(self, number: int) -> int:
         """Return the first of so many patients that nothing has seen yet."""
@@ -199,14 +199,15 @@ def machine() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure receiver and whole path.")
     parser.add_argument("--quick", action="store_true", help="a small run within a minute; writes no page")
-    quick = parser.parse_args(arguments).quick
+    parser.add_argument("--only", choices=("steps", "receiver", "path", "backlog"), help="one part; writes no page")
+    options = parser.parse_args(arguments)
     os.chdir(ROOT)
     load = f"{os.getloadavg()[0]:.1f} in the minute before"
     print(f"{machine()}; load {load}", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench") as folder, Stage(Path(folder)) as stage:
-        bench = Bench(stage, QUICK if quick else Size())
-        bench.run()
-    if not quick:
+        bench = Bench(stage, QUICK if options.quick else Size())
+        bench.run(options.only)
+    if not (options.quick or options.only):
         facts = {"machine": machine(), "load": load, "bytes": f"{len(notified(0)):,}"}
         PAGE.write_text(bench.report.page(facts), encoding="utf-8")
         print(f"written: {PAGE.relative_to(ROOT)}")

@@ -22,7 +22,7 @@ from tests.contract.ledger.story import CONDITION, KEYS, OTHER, PATIENT, ROUTES,
 from worker.cli import commands, main
 from worker.ledger import Ledger
 from worker.ledger.migrate import upgrade
-from worker.ledger.values import Disposition
+from worker.ledger.values import Answer, Disposition, WriteOutcome
 from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +186,33 @@ def test_show_while_paused_says_that_nothing_happens(story: Story, run: Run) -> 
     story.hears("v1")
     story.ledger.pause(["Patient"], who="Ada", why="vendor works")
     assert "nothing while Patient is paused: reverse-sync resume" in run("show", PATIENT).out
+
+
+def test_show_opens_the_api_s_own_words_on_request_and_records_who_looked(
+    story: Story, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sealed words are opened by --words alone, with the payload key, printed harmlessly, and the look is recorded."""
+    story.hears("v1")
+    write = story.announces(story.claims())
+    said = f"{CANARY} is a duplicate\x1b[2J".encode()
+    story.ledger.record(write.id, Answer(WriteOutcome.REFUSED, status=422, detail="POST /x answered 422", words=said))
+    assert CANARY not in run("show", PATIENT).out
+    refused = run("show", PATIENT, "--words")
+    assert refused.code == 1
+    assert "REVERSE_SYNC_PAYLOAD_KEY" in refused.err
+    assert story.ledger.actions() == []
+    monkeypatch.setenv("REVERSE_SYNC_PAYLOAD_KEY", KEY)
+    assert f"in its own words: {CANARY} is a duplicate [2J" in run("show", PATIENT, "--words").out
+    assert run("show", PATIENT, "--words", "--json").json["words"] == {str(write.id): said.decode()}
+    assert [(action["who"], action["arguments"]) for action in story.ledger.actions()] == [
+        ("Ada", {"reference": PATIENT})
+    ] * 2
+
+
+def test_show_tells_the_key_that_a_write_was_answered_with(story: Story, run: Run) -> None:
+    """Of two records made for one resource a person has to see both keys; each stands with its write."""
+    story.applies("v1")
+    assert "answered: done, key 17" in run("show", PATIENT).out
 
 
 def test_show_of_an_unknown_one_is_an_error(story: Story, run: Run) -> None:

@@ -32,7 +32,7 @@ class Wire(Publisher):
             raise BrokerAway("the broker did not answer LPUSH: TimeoutError")
         self.published += references
         self.batches.append(len(references))
-        return len(self.published)
+        return self.waiting + len(references)
 
     def length(self, queue: str) -> int:
         if self.away:
@@ -72,37 +72,68 @@ def test_a_stalled_broker_costs_the_ringer_nothing() -> None:
         bell.ring([f"Patient/{number}"])
     assert time.monotonic() - begin < 1.0
     assert bell.dropped >= 10_000 - 100 - 10
+    assert bell.room() == 0
     wire.stalls.set()
     bell.close()
 
 
-def test_a_broker_that_is_away_is_left_alone_for_a_while() -> None:
-    """After a failure rings are dropped and counted instead of failing one by one; later ones go out again."""
+def test_there_is_room_for_a_second() -> None:
+    """What it says that it takes it takes, and one more it does not."""
+    wire = Wire()
+    wire.stalls.clear()
+    bell = Doorbell("redis://unused", publisher=wire, per_second=100)
+    assert bell.room() == 100
+    bell.ring(["Patient/first"])
+    eventually(lambda: bell.room() == 100)  # it is on its way
+    bell.ring([f"Patient/{number}" for number in range(60)])
+    assert bell.room() == 40
+    bell.ring([f"Patient/{number}" for number in range(60, 101)])
+    assert (bell.room(), bell.dropped) == (0, 1)
+    wire.stalls.set()
+    bell.close()
+    assert wire.published == ["Patient/first", *[f"Patient/{number}" for number in range(100)]]
+
+
+def test_what_was_taken_is_kept_while_the_broker_is_away() -> None:
+    """After a failure there is no room until the broker answers again; what had been taken then goes out, in order."""
+    wire = Wire()
+    wire.away = True
+    bell = Doorbell("redis://unused", publisher=wire, per_second=10)
+    bell.ring(["Patient/1", "Patient/2"])
+    eventually(lambda: bell.room() == 0)
+    bell.ring(["Patient/3"])
+    assert bell.dropped == 1
+    wire.away = False
+    eventually(lambda: wire.published == ["Patient/1", "Patient/2"])
+    eventually(lambda: bell.room() == 10)
+    bell.close()
+
+
+def test_closing_does_not_wait_for_a_broker_that_is_away() -> None:
+    """The end comes at once; what was kept is left to dispatch."""
     wire = Wire()
     wire.away = True
     bell = Doorbell("redis://unused", publisher=wire)
     bell.ring(["Patient/1"])
-    eventually(lambda: bell.dropped == 1)
-    bell.ring(["Patient/2"])
-    assert bell.dropped == 2
-    wire.away = False
-
-    def rung() -> bool:
-        bell.ring(["Patient/3"])
-        return "Patient/3" in wire.published
-
-    eventually(rung)
-    bell.close()
+    eventually(lambda: bell.room() == 0)
+    begin = time.monotonic()
+    bell.close(within_s=5)
+    assert time.monotonic() - begin < 1
+    assert wire.published == []
 
 
-def test_a_full_queue_is_not_filled_further() -> None:
-    """With as many messages waiting as the window holds, rings are left to dispatch."""
+def test_a_full_queue_takes_no_more_until_the_workers_have_made_room() -> None:
+    """With as many messages waiting as the window holds there is no room; it comes back by itself."""
     wire = Wire()
     wire.waiting = 1000
     bell = Doorbell("redis://unused", publisher=wire, depth=1000)
     bell.ring(["Patient/1"])
-    eventually(lambda: bell.dropped == 1)
-    assert wire.published == []
+    eventually(lambda: bell.room() == 0)
+    bell.ring(["Patient/2"])
+    assert bell.dropped == 1
+    assert wire.published == ["Patient/1"]
+    wire.waiting = 10
+    eventually(lambda: bell.room() > 0)
     bell.close()
 
 

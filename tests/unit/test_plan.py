@@ -114,10 +114,14 @@ def test_an_unwanted_record_is_deleted() -> None:
     assert operation([], [link()]) is Operation.DELETE
 
 
-@pytest.mark.parametrize("state", [LinkState.TOMBSTONE, LinkState.LEFT_BEHIND])
-def test_what_is_gone_or_left_behind_is_not_deleted_again(state: LinkState) -> None:
-    """A tombstone needs no delete, and what the API cannot delete is not tried again and again."""
-    assert planned([], [link(state=state)]) == ()
+def test_what_is_gone_is_not_deleted_again() -> None:
+    """A tombstone needs no delete."""
+    assert planned([], [link(state=LinkState.TOMBSTONE)]) == ()
+
+
+def test_what_was_left_behind_is_deleted_when_it_can_be() -> None:
+    """A record that the API could not change is still there: when its resource goes, it has to go as well."""
+    assert operation([], [link(state=LinkState.LEFT_BEHIND)]) is Operation.DELETE
 
 
 @pytest.mark.parametrize("links", [[], [link(state=LinkState.TOMBSTONE)]], ids=["no link", "a tombstone"])

@@ -1,4 +1,7 @@
-"""The commands that answer questions: status, show, failed, alive. They change nothing."""
+"""The commands that answer questions: status, show, failed, alive. They change nothing.
+
+Only `show --words` opens what is sealed, and records who looked.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import click
 
 from worker.cli import story, words
-from worker.cli.ledger import opened
+from worker.cli.ledger import opened, operator
 from worker.errors import LedgerError
 
 ALIVE_WITHIN_S = 20.0  # as the ledger has it: a heartbeat older than this frees the leases of its process
@@ -45,14 +48,18 @@ def status(as_json: bool) -> None:
 
 @click.command()
 @click.argument("reference", metavar="REF")
+@click.option("--words", "with_words", is_flag=True, help="Open what the legacy API itself said; it is recorded.")
 @as_json
-def show(reference: str, as_json: bool) -> None:
+def show(reference: str, with_words: bool, as_json: bool) -> None:
     """Tell one resource's story: why it stands where it does, what happened, what will happen next and when.
 
-    REF is a reference like Patient/1f0c.
+    REF is a reference like Patient/1f0c. The legacy API's own words can hold values, this patient's and others':
+    --words needs the payload key, and records who looked at them.
     """
     with opened() as ledger:
         told = ledger.show(reference)
+        if told is not None and with_words:
+            told["words"] = ledger.words(reference, who=operator())
         paused = [pause.scope for pause in ledger.paused()]
     if told is None:
         raise LedgerError(f"the ledger knows nothing of {reference}: no notification of it ever came here")

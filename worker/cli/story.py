@@ -144,6 +144,8 @@ def _moments(told: Mapping[str, Any]) -> Iterator[Moment]:
         yield _time(write["announced_at"]), 2, f"  {write['operation']} announced: {write['template']}"
         if write["answered_at"] or write["outcome"]:
             yield _time(write["answered_at"] or write["bound_at"]), 3, f"  {_answer(write)}"
+        if said := told.get("words", {}).get(write["id"]):
+            yield _time(write["answered_at"]), 3, f"    in its own words: {_printable(said)}"
 
 
 def _answer(write: Row) -> str:
@@ -159,7 +161,8 @@ def _answer(write: Row) -> str:
             told = "not sent"
         case outcome:
             told = f"answered{late}: {outcome}"
-    return f"{told}{_paren(write['detail'])}"
+    key = f", key {write['key']}" if write["key"] else ""
+    return f"{told}{key}{_paren(write['detail'])}"
 
 
 def _of_change(change: Row, versions: Mapping[int, str | None], told: Set[str]) -> Iterator[Moment]:
@@ -172,6 +175,11 @@ def _of_change(change: Row, versions: Mapping[int, str | None], told: Set[str]) 
         rule = change["rule"] or (f"by version {_short(by)}" if by else "")
         more = "" if rule in told else _paren(rule)
         yield _time(change["settled_at"]), 4, f"{what} {change['disposition']}{more}"
+
+
+def _printable(words: str) -> str:
+    """Take out of a stranger's words whatever a terminal would obey."""
+    return "".join(sign if sign.isprintable() else " " for sign in words)
 
 
 def _short(version_id: str) -> str:

@@ -6,7 +6,7 @@ Announcements are fenced. Answers never are: what the legacy system said is true
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,8 +34,12 @@ from worker.ledger.values import (
 SPACING_S, SPACING_MOST_S, HOTTEST = 1.0, 30.0, 8
 DELETES_AT_LEAST, DELETES_SHARE = 20, 0.01
 
+NO_EPOCH = -1  # of a write whose answer says nothing of the link's digest
+PARENT, VALUE = "parent", "value"  # how a record holds another one's key: in its path, or in a field
+
 # outcomes that say what the legacy record is now
 TELLING = frozenset({WriteOutcome.DONE, WriteOutcome.FOUND, WriteOutcome.GONE})
+THERE = (LinkState.LINKED, LinkState.LEFT_BEHIND)  # the record is in the legacy system
 NOT_SENT = frozenset({WriteOutcome.NOT_DONE, WriteOutcome.WITHDRAWN})
 
 _holder = (
@@ -64,6 +68,8 @@ _holder = (
     )
     .with_for_update(of=mirrors)
 )
+_hold_with_others = select(mirrors.c.reference).where(mirrors.c.reference == OF).with_for_update(read=True)
+_hold_own = select(mirrors.c.reference).where(mirrors.c.reference == OF).with_for_update()
 _void = update(links).where(links.c.reference == OF, links.c.slot == SLOT).values(digest=None)
 _announce = insert(announced).returning(announced.c.id)
 _heat_up = (
@@ -110,13 +116,29 @@ _wake_children = (
     .where(mirrors.c.waiting_for == OF, mirrors.c.state.in_([State.WAITING, State.FAILED]))
     .values(state=State.DUE, due_at=NOW, waiting_for=None, attempts=0, since=NOW)
 )
+_due_since = case((mirrors.c.state == State.DUE, mirrors.c.since), else_=NOW)
 _dependents = select(dependencies.c.reference).where(dependencies.c.depends_on == OF)
 _ask_dependents = (
     update(mirrors)
     .where(mirrors.c.reference.in_(_dependents), mirrors.c.state != State.HELD)
-    .values(state=State.DUE, due_at=func.coalesce(mirrors.c.due_at, NOW), hints=mirrors.c.hints + 1, attempts=0)
+    .values(
+        state=State.DUE,
+        due_at=func.coalesce(mirrors.c.due_at, NOW),
+        hints=mirrors.c.hints + 1,
+        attempts=0,
+        since=_due_since,
+    )
 )
-_void_dependents = update(links).where(links.c.reference.in_(_dependents)).values(digest=None, epoch=links.c.epoch + 1)
+_void_dependents = (
+    update(links)
+    .where(links.c.reference.in_(_dependents.where(dependencies.c.kind.in_(bindparam("kinds", expanding=True)))))
+    .values(digest=None, epoch=links.c.epoch + 1)
+)
+_distrust_dependents = (  # a create under way has no link yet that could be void
+    update(announced)
+    .where(announced.c.reference.in_(_dependents), announced.c.outcome.is_(None))
+    .values(link_epoch=NO_EPOCH)
+)
 _lapse_older = (
     update(announced)
     .where(
@@ -128,6 +150,10 @@ _lapse_older = (
     )
     .values(outcome=WriteOutcome.LAPSED)
 )
+
+
+class KeyMoved(LedgerError):
+    """A record whose key a write holds has another one by now, or is deleted: look again."""
 
 
 class Answering(Store):
@@ -142,7 +168,10 @@ class Answering(Store):
             Paused: an operator paused this type or everything.
             DeleteBudgetSpent: a person has to let this delete pass.
             LedgerError: an earlier write may still land; whoever asks did not look.
+            KeyMoved: a record whose key this write holds has another one by now, or is deleted.
         """
+        if write.uses:
+            _check_keys(tx, claim.reference, write.uses)
         about = {"of": claim.reference, "in_slot": write.slot, "now": tx.now}
         held = tx.execute(_holder, about | {"with_token": claim.token, "by": claim.instance}).one_or_none()
         if held is None:
@@ -180,6 +209,7 @@ class Answering(Store):
                 "body": self._sealed_fields(claim.reference, write),
             },
         ).scalar_one()
+        _depend(tx, claim.reference, write.uses.keys() - set(write.parents.values()), VALUE)
         heat = held.heat if held.last_token == claim.token else _heat(tx.now, held.last_write_at, held.heat)
         until = tx.now + timedelta(seconds=spacing_s(heat))
         tx.execute(_heat_up, {"of": claim.reference, "now": tx.now, "new_heat": heat, "until": until})
@@ -205,11 +235,20 @@ class Answering(Store):
 
     @writes
     def leave_behind(self, tx: Transaction, claim: Claim, slot: str, why: str) -> None:
-        """Mark a record that should be deleted and cannot be: the rollback answer counts it."""
+        """Mark a record that should be another or gone, which the API cannot do: the rollback answer counts it."""
         tx.execute(
             update(links)
-            .where(links.c.reference == claim.reference, links.c.slot == slot)
+            .where(links.c.reference == claim.reference, links.c.slot == slot, links.c.state.in_(THERE))
             .values(state=LinkState.LEFT_BEHIND, reason=why, updated_at=tx.now)
+        )
+
+    @writes
+    def take_back(self, tx: Transaction, claim: Claim, slot: str) -> None:
+        """Take the mark off a record that was left behind and is as it should be again."""
+        tx.execute(
+            update(links)
+            .where(links.c.reference == claim.reference, links.c.slot == slot, links.c.state == LinkState.LEFT_BEHIND)
+            .values(state=LinkState.LINKED, reason=None, updated_at=tx.now)
         )
 
     @writes
@@ -220,16 +259,7 @@ class Answering(Store):
     @reads
     def keys_of(self, tx: Transaction, references: Sequence[str], *, buried: Sequence[str] = ()) -> dict[str, Keys]:
         """Look up the keys of other resources' records; those of `buried` also where the record is deleted."""
-        live = and_(links.c.reference.in_(references), links.c.state == LinkState.LINKED)
-        rows = tx.execute(
-            select(links.c.reference, links.c.record_keys)
-            .where(or_(live, links.c.reference.in_(buried)))
-            .order_by(links.c.reference, links.c.slot)
-        )
-        found: dict[str, Keys] = {}
-        for row in rows:
-            found.setdefault(row.reference, row.record_keys)
-        return found
+        return _keys_of(tx, references, buried)
 
     @reads
     def owners(self, tx: Transaction, collection: str, keys: Sequence[str]) -> dict[str, str]:
@@ -349,7 +379,7 @@ def _bring_link_in_line(tx: Transaction, write: Any, answer: Answer, *, late: bo
     values: dict[str, Any] = {"updated_at": tx.now, "epoch": link.epoch + (1 if late else 0), "digest": None}
     if write.operation == Operation.DELETE and not late:
         values |= {"state": LinkState.TOMBSTONE, "look_at": None}
-        _tell_dependents(tx, write.reference)
+        _tell_dependents(tx, write.reference, void=(PARENT,))
     elif write.operation != Operation.DELETE and answer.outcome is WriteOutcome.DONE:
         trusted = not late and link.epoch == write.link_epoch
         values |= _written(write, answer, trusted=trusted)
@@ -370,17 +400,18 @@ def _written(write: Any, answer: Answer, *, trusted: bool) -> dict[str, Any]:
 def _link_created(tx: Transaction, write: Any, answer: Answer, link: Any, *, key_is_taken: bool, late: bool) -> bool:
     """Make or adopt the link of a record that was created, or hold the mirror where two records would share it."""
     key = _first_key(answer.keys)
-    if link is not None and link.state == LinkState.LINKED and link.key != key:
+    if link is not None and link.state in THERE and link.key != key:
         _hold(tx, write.reference, "second record", "two legacy records were made for one resource; see its writes")
         tx.execute(update(links).where(links.c.id == link.id).values(digest=None, epoch=link.epoch + 1))
         return False
-    trusted = not late and answer.outcome is WriteOutcome.DONE and (link is None or link.epoch == write.link_epoch)
+    epoch = link.epoch if link is not None else 0
+    trusted = not late and answer.outcome is WriteOutcome.DONE and epoch == write.link_epoch
     values = _written(write, answer, trusted=trusted) | {
         "collection": write.collection,
         "key": key,
         "record_keys": dict(answer.keys or {}),
         "parents": write.parents,
-        "epoch": (link.epoch if link is not None else 0) + (1 if late else 0),
+        "epoch": epoch + (1 if late else 0),
         "look_at": write.bound_at if answer.look_again else None,
         "updated_at": tx.now,
     }
@@ -388,10 +419,8 @@ def _link_created(tx: Transaction, write: Any, answer: Answer, link: Any, *, key
         _hold(tx, write.reference, "owned key", "the legacy API answered with the key of another resource's record")
         return False
     if link is not None and link.key != key:
-        _tell_dependents(tx, write.reference)
-    for parent in sorted(set(write.parents.values())):
-        row = {"reference": write.reference, "depends_on": parent, "kind": "parent"}
-        tx.execute(insert_or(tx, dependencies).on_conflict_do_nothing(), row)
+        _tell_dependents(tx, write.reference, void=(PARENT, VALUE))
+    _depend(tx, write.reference, write.parents.values(), PARENT)
     tx.execute(_wake_children, {"of": write.reference, "now": tx.now})
     return True
 
@@ -419,10 +448,49 @@ def _hold(tx: Transaction, reference: str, reason: str, detail: str) -> None:
     )
 
 
-def _tell_dependents(tx: Transaction, parent: str) -> None:
-    """Have every record looked at and written anew that stands under this one, whose key is another now, or buried."""
-    tx.execute(_ask_dependents, {"of": parent, "now": tx.now})
-    tx.execute(_void_dependents, {"of": parent})
+def _keys_of(tx: Transaction, references: Collection[str], buried: Collection[str] = ()) -> dict[str, Keys]:
+    live = and_(links.c.reference.in_(references), links.c.state.in_(THERE))
+    rows = tx.execute(
+        select(links.c.reference, links.c.record_keys)
+        .where(or_(live, links.c.reference.in_(buried)))
+        .order_by(links.c.reference, links.c.slot)
+    )
+    found: dict[str, Keys] = {}
+    for row in rows:
+        found.setdefault(row.reference, row.record_keys)
+    return found
+
+
+def _check_keys(tx: Transaction, own: str, used: Mapping[str, Keys]) -> None:
+    """See that the keys which a write holds are those of today.
+
+    Whoever changes a record's key holds its mirror and then tells those who are noted to hold the key. So the mirrors
+    are held here, before it is noted: else both could miss each other. They are held in the order in which intake holds
+    them, or the two could wait for each other. SQLite has one writer at a time anyway.
+    """
+    for reference in () if tx.on_sqlite else sorted({own, *used}):
+        tx.execute(_hold_own if reference == own else _hold_with_others, {"of": reference})
+    today = _keys_of(tx, list(used))
+    moved = sorted(reference for reference, keys in used.items() if today.get(reference) != keys)
+    if moved:
+        raise KeyMoved(f"the record of {moved[0]} has another key by now, or is deleted")
+
+
+def _depend(tx: Transaction, reference: str, on: Iterable[str], kind: str) -> None:
+    """Note whose keys a record's path or fields hold. Never taken back: what is told in vain is but looked at."""
+    rows = [{"reference": reference, "depends_on": each, "kind": kind} for each in sorted(set(on))]
+    if rows:
+        tx.execute(insert_or(tx, dependencies).on_conflict_do_nothing(), rows)
+
+
+def _tell_dependents(tx: Transaction, of: str, *, void: Sequence[str]) -> None:
+    """Have every resource looked at whose record holds the key of this one, which is another now, or buried.
+
+    Those that hold it in a way that `void` names are written anew, though their content by reference is the same.
+    """
+    tx.execute(_ask_dependents, {"of": of, "now": tx.now})
+    tx.execute(_void_dependents, {"of": of, "kinds": list(void)})
+    tx.execute(_distrust_dependents, {"of": of})
 
 
 def _wake_for_late_answer(tx: Transaction, reference: str) -> None:
@@ -434,5 +502,7 @@ def _wake_for_late_answer(tx: Transaction, reference: str) -> None:
             hints=mirrors.c.hints + 1,
             due_at=case((held, mirrors.c.due_at), else_=func.coalesce(mirrors.c.due_at, tx.now)),
             state=case((held, mirrors.c.state), else_=State.DUE),
-        )
+            since=case((held, mirrors.c.since), else_=_due_since),
+        ),
+        {"now": tx.now},
     )

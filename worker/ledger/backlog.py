@@ -122,7 +122,7 @@ def _wake_waiting(tx: Transaction) -> None:
         tx.execute(
             update(mirrors)
             .where(mirrors.c.reference.in_(children), mirrors.c.state == State.WAITING)
-            .values(state=State.DUE, due_at=tx.now, waiting_for=None)
+            .values(state=State.DUE, due_at=tx.now, since=tx.now, waiting_for=None)
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, insert, or_, select, update
 
 from worker.ledger.database import Transaction, reads, writes
+from worker.ledger.sealing import SealBroken
 from worker.ledger.statements import NOT_PAUSED, OF, RUNNABLE, UNSETTLED
 from worker.ledger.store import Store
 from worker.ledger.tables import Utc, attempts, changes, links, mirrors, routes
@@ -150,6 +151,7 @@ class Claiming(Store):
             attempts=row.attempts,
             claimed_at=taken.at,
             applied_version=row.applied_version,
+            applied_updated=row.applied_updated,
             links=tuple(map(_link, tx.execute(_links, {"of": reference}))),
             unresolved=tuple(map(self._open_write, tx.execute(_unresolved, {"of": reference}))),
             delete_hint=DeleteHint(max(change.received_at for change in deletes)) if deletes else None,
@@ -159,16 +161,16 @@ class Claiming(Store):
             absent_since=row.absent_since,
             released=bool(row.released),
             phase=Phase.OFF if phase is None else Phase(phase),
+            asked=row.due_at is not None and row.due_at <= taken.at,
         )
 
     def _bodies(self, reference: str, versions: Sequence[Any]) -> dict[str, bytes]:
-        return {
-            change.version_id: self.sealer.open(
-                change.body, table="changes", reference=reference, version=change.version_id, column="body"
-            )
+        opened = {
+            change.version_id: self._opened(change.body, "changes", reference, change.version_id)
             for change in versions
             if change.body is not None
         }
+        return {version: body for version, body in opened.items() if body is not None}
 
     def _open_write(self, row: Any) -> OpenWrite:
         return OpenWrite(
@@ -182,12 +184,16 @@ class Claiming(Store):
         )
 
     def _opened_fields(self, row: Any) -> Mapping[str, object] | None:
-        if row.body is None:
-            return None
-        version = row.version_id or ""
-        text = self.sealer.open(row.body, table="writes", reference=row.reference, version=version, column="body")
-        fields: Mapping[str, object] = json.loads(text)
+        text = None if row.body is None else self._opened(row.body, "writes", row.reference, row.version_id or "")
+        fields: Mapping[str, object] | None = None if text is None else json.loads(text)
         return fields
+
+    def _opened(self, sealed: bytes, table: str, reference: str, version: str) -> bytes | None:
+        """Open a body; None where no key does. A key that was taken away must not keep every mirror from its claim."""
+        try:
+            return self.sealer.open(sealed, table=table, reference=reference, version=version, column="body")
+        except SealBroken:
+            return None
 
 
 def _refused(tx: Transaction, reference: str, *, alone: bool) -> NotClaimed:

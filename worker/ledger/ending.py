@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import and_, bindparam, case, func, insert, or_, select, update
 
-from worker.ledger.answering import Answering
+from worker.ledger.answering import THERE, Answering
 from worker.ledger.database import Transaction, writes
 from worker.ledger.statements import NOW, OF, UNSETTLED, add_up
 from worker.ledger.statements import insert as insert_or
 from worker.ledger.tables import Utc, attempts, changes, links, mirrors
-from worker.ledger.values import Answer, Claim, Disposition, Kind, LinkState, Settlement, Source, State, Wait
+from worker.ledger.values import Answer, Claim, Disposition, Kind, Settlement, Source, State, Wait
 
 PHANTOM_AFTER = timedelta(seconds=60)
 WAITING_LOOK = timedelta(minutes=5)
@@ -25,7 +25,7 @@ _mine = and_(
     mirrors.c.reference == OF, mirrors.c.token == bindparam("with_token"), mirrors.c.lease_owner == bindparam("by")
 )
 _covered = and_(changes.c.reference == OF, UNSETTLED, changes.c.hint <= bindparam("hints_claimed"))
-_freed: dict[str, Any] = {"lease_owner": None, "lease_until": None, "starts": 0, "since": NOW, "absent_since": None}
+_freed: dict[str, Any] = {"lease_owner": None, "lease_until": None, "starts": 0, "absent_since": None}
 _claimed = bindparam("was_claimed", type_=Utc)
 # a look that was due and not taken, because the mapping skips or fails, stays with its link until the next attempt
 _links_look = (
@@ -44,6 +44,7 @@ _settle_mirror = (
     .where(_mine)
     .values(
         **_freed,
+        since=NOW,
         state=case((_unhinted, State.CURRENT), else_=State.DUE),
         due_at=case((_unhinted, None), else_=func.coalesce(mirrors.c.due_at, NOW)),
         look_at=_links_look,
@@ -82,9 +83,14 @@ _phantom = (
     .values(disposition=Disposition.PHANTOM, settled_at=NOW)
 )
 _youngest_delete = select(func.max(changes.c.received_at)).where(
-    changes.c.reference == OF, changes.c.kind == Kind.DELETE, changes.c.disposition.is_(None)
+    changes.c.reference == OF, changes.c.kind == Kind.DELETE, UNSETTLED
 )
 _version_row = select(changes.c.id).where(changes.c.reference == OF, changes.c.version_id == bindparam("version"))
+_deletion_row = (
+    select(func.max(changes.c.id))
+    .where(changes.c.reference == OF, changes.c.kind == Kind.DELETE)
+    .where(changes.c.disposition.is_not(None), changes.c.disposition != Disposition.PHANTOM)
+)
 _mirror_locked = (
     select(mirrors.c.state, mirrors.c.applied_at, mirrors.c.due_at).where(mirrors.c.reference == OF).with_for_update()
 )
@@ -138,7 +144,7 @@ class Ending(Answering):
 
     @writes
     def look_later(self, tx: Transaction, claim: Claim, *, reason: str, detail: str, after_s: float) -> bool:
-        """End an attempt that found the resource absent. It is looked at again after `after_s` seconds, or with a hint."""
+        """End an attempt that found the resource absent: it is looked at again after `after_s` seconds or at a hint."""
         return _end(
             tx,
             claim,
@@ -243,6 +249,7 @@ def _end(
     given["state"] = case((unhinted, to), else_=State.DUE) if rests else to
     if rests:
         given["due_at"] = case((unhinted, None), else_=tx.now)
+    given["since"] = case((mirrors.c.state == given["state"], mirrors.c.since), else_=NOW)
     ended = tx.execute(update(mirrors).where(_mine).values(**given), _about(tx, claim)).rowcount == 1
     _note(tx, claim, outcome if ended else "fenced", words, version_id)
     return ended
@@ -275,7 +282,7 @@ def _settle_changes(tx: Transaction, claim: Claim, settlement: Settlement) -> No
     row: int | None = None
     if settlement.deleted and claim.delete_hint is not None:
         row = tx.execute(_settle_delete_hint.returning(changes.c.id), settled | covered).scalar()
-    if row is None and settlement.version_id is not None:
+    if row is None and _is_told(claim, settlement):
         row = _row_of_what_was_read(tx, claim, settlement, settled)
     if claim.open_versions - {settlement.version_id}:
         tx.execute(_supersede, about | covered | {"row": row or 0})
@@ -283,10 +290,21 @@ def _settle_changes(tx: Transaction, claim: Claim, settlement: Settlement) -> No
         tx.execute(_phantom, about | covered | {"young": settlement.read_at - PHANTOM_AFTER})
 
 
+def _is_told(claim: Claim, settlement: Settlement) -> bool:
+    """Say whether what was read gets a row: not a deletion without a version, of which nothing comes."""
+    if settlement.version_id is not None:
+        return True
+    return bool(claim.open_versions) or settlement.disposition is not Disposition.UNCHANGED
+
+
 def _row_of_what_was_read(
     tx: Transaction, claim: Claim, settlement: Settlement, settled: Mapping[str, Any]
 ) -> int | None:
-    row: int | None = tx.execute(_settle_version_read, {**settled, "version": settlement.version_id}).scalar()
+    row: int | None = None
+    if settlement.version_id is not None:
+        row = tx.execute(_settle_version_read, {**settled, "version": settlement.version_id}).scalar()
+    elif claim.applied_version is None and claim.applied_updated == settlement.last_updated is not None:
+        row = tx.execute(_deletion_row, {"of": claim.reference}).scalar()  # this very deletion was settled before
     if row is not None:
         return row
     made: int | None = tx.execute(
@@ -339,7 +357,7 @@ def _locked(tx: Transaction, reference: str) -> str:
 
 
 def _linked(tx: Transaction, reference: str) -> bool:
-    live = select(links.c.id).where(links.c.reference == reference, links.c.state == LinkState.LINKED)
+    live = select(links.c.id).where(links.c.reference == reference, links.c.state.in_(THERE))
     return tx.execute(live.limit(1)).first() is not None
 
 

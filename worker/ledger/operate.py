@@ -11,12 +11,15 @@ from sqlalchemy import case, delete, or_, select, update
 
 from worker.errors import LedgerForeign
 from worker.ledger.database import Transaction, reads, writes
+from worker.ledger.sealing import NoKey, SealBroken
 from worker.ledger.statements import insert
 from worker.ledger.store import Store
 from worker.ledger.tables import deployment, links, mirrors, operator_actions, pauses, routes
+from worker.ledger.tables import writes as announced
 from worker.ledger.values import Phase, RouteRow, State
 
 EVERYTHING = "*"
+ADOPT = "use that system's own ledger, or `reverse-sync adopt --why …`"
 UNDECLARED = ""  # the mapping version of a type that no release declares
 
 
@@ -86,15 +89,14 @@ class Operate(Store):
         Raises:
             LedgerForeign: names each system that is another one than the ledger's.
         """
-        known = {row.name: row.value for row in tx.execute(select(deployment))}
-        foreign = [
-            f"{name}: the ledger belongs to {known[name]}, the settings say {value}"
-            for name, value in sorted(systems.items())
-            if known.get(name, value) != value
-        ]
-        if foreign:
-            raise LedgerForeign("\n".join([*foreign, "use that system's own ledger, or `reverse-sync adopt --why …`"]))
+        if foreign := _foreign(tx, systems):
+            raise LedgerForeign("\n".join([*foreign, ADOPT]))
         self._bind(tx, systems)
+
+    @reads
+    def foreign(self, tx: Transaction, systems: Mapping[str, str]) -> list[str]:
+        """Name each system that is another one than the ledger's; one that the ledger does not know is none."""
+        return _foreign(tx, systems)
 
     @writes
     def adopt_systems(self, tx: Transaction, systems: Mapping[str, str], *, who: str, why: str) -> None:
@@ -163,11 +165,44 @@ class Operate(Store):
         note_action(tx, who=who, action="replay", why=why, arguments=named, affected=len(chosen))
         return chosen
 
+    @writes
+    def words(self, tx: Transaction, reference: str, *, who: str) -> dict[int, str]:
+        """Open what the legacy API itself said to a resource's writes: by the write's id. Who looked is recorded.
+
+        The words can hold values of this record and of others. What no key opens is left out.
+
+        Raises:
+            NoKey: no payload key is given.
+        """
+        if not self.sealer.can_seal:
+            raise NoKey
+        answered = select(announced).where(announced.c.reference == reference, announced.c.answer.is_not(None))
+        opened = {row.id: self._opened_words(row) for row in tx.execute(answered.order_by(announced.c.id))}
+        told = {number: words for number, words in opened.items() if words is not None}
+        note_action(tx, who=who, action="words", why=None, arguments={"reference": reference}, affected=len(told))
+        return told
+
+    def _opened_words(self, row: Any) -> str | None:
+        place = {"table": "writes", "reference": row.reference, "version": row.version_id or "", "column": "answer"}
+        try:
+            return self.sealer.open(row.answer, **place).decode(errors="replace")
+        except SealBroken:
+            return None
+
     def _bind(self, tx: Transaction, systems: Mapping[str, str]) -> None:
         for name, value in sorted(systems.items()):
             tx.execute(
                 insert(tx, deployment).values(name=name, value=value, recorded_at=tx.now).on_conflict_do_nothing()
             )
+
+
+def _foreign(tx: Transaction, systems: Mapping[str, str]) -> list[str]:
+    known = {row.name: row.value for row in tx.execute(select(deployment))}
+    return [
+        f"{name}: the ledger belongs to {known[name]}, the settings say {value}"
+        for name, value in sorted(systems.items())
+        if known.get(name, value) != value
+    ]
 
 
 def note_action(

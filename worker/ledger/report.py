@@ -13,8 +13,8 @@ from worker.ledger.tables import attempts, changes, counters, jobs, links, mirro
 from worker.ledger.tables import writes as announced_writes
 from worker.ledger.values import Disposition, LinkState, State
 
-# what `show` leaves out: ciphertext, and what only the database needs
-HIDDEN = frozenset({"body", "answer", "before_image", "digest", "key"})
+# what `show` leaves out: ciphertext, and what says nothing without a key
+HIDDEN = frozenset({"body", "answer", "before_image", "digest"})
 NEEDS_A_PERSON = (State.FAILED, State.HELD)
 
 

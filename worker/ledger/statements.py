@@ -7,13 +7,27 @@ running it. A parameter that is no column's value has a name that no column has,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-from sqlalchemy import BindParameter, Insert, Table, and_, bindparam, exists, or_, select
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BindParameter,
+    ColumnElement,
+    Table,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.ledger.database import Transaction
+from worker.ledger.prepared import Prepared
 from worker.ledger.tables import Utc, changes, counters, mirrors, pauses, routes
 from worker.ledger.values import Disposition, Phase, State
 
@@ -40,7 +54,7 @@ NOT_PAUSED = and_(
 
 def insert(tx: Transaction, table: Table) -> Any:
     """Begin an INSERT that knows ON CONFLICT, which each dialect spells in a class of its own."""
-    return sqlite.insert(table) if tx.on_sqlite else postgresql.insert(table)
+    return dialect_of(tx.on_sqlite).insert(table)
 
 
 def routed_types(tx: Transaction) -> frozenset[str]:
@@ -51,18 +65,33 @@ def routed_types(tx: Transaction) -> frozenset[str]:
 _types = select(routes.c.resource_type)
 
 
-@cache
-def _count(on_sqlite: bool) -> Insert:
-    statement: Any = (sqlite if on_sqlite else postgresql).insert(counters)
-    counted: Insert = statement.on_conflict_do_update(
+def dialect_of(on_sqlite: bool) -> Any:
+    """Return the dialect whose INSERT knows ON CONFLICT: each spells it in a class of its own."""
+    return sqlite if on_sqlite else postgresql
+
+
+def among(column: ColumnElement[str], name: str, *, on_sqlite: bool) -> ColumnElement[bool]:
+    """Say that a column is in a list that comes as one parameter: IN with its many is put together anew each time."""
+    if on_sqlite:
+        return column.in_(select(func.json_each(bindparam(name, type_=JSON)).table_valued("value").c.value))
+    return column == any_(bindparam(name, type_=ARRAY(Text)))
+
+
+def _count(on_sqlite: bool) -> Any:
+    statement = dialect_of(on_sqlite).insert(counters)
+    return statement.on_conflict_do_update(
         index_elements=["name", "source", "resource_type"],
         set_={"value": counters.c.value + statement.excluded.value},
     )
-    return counted
+
+
+_count_up = Prepared(_count)
 
 
 def add_up(tx: Transaction, name: str, amounts: Mapping[tuple[str, str], int]) -> None:
     """Raise counters by (source, resource type)."""
-    for (source, resource_type), amount in sorted(amounts.items()):
-        row = {"name": name, "source": source, "resource_type": resource_type, "value": amount}
-        tx.execute(_count(tx.on_sqlite), row)
+    rows = [
+        {"name": name, "source": str(source), "resource_type": resource_type, "value": amount}
+        for (source, resource_type), amount in sorted(amounts.items())
+    ]
+    _count_up.run(tx, rows)

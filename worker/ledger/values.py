@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -115,11 +115,16 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What `accept` did: rows made, hints that only woke, and the mirrors that went from not due to due."""
+    """What `accept` did: rows made, hints that only woke, and the mirrors that went from not due to due.
+
+    `queued` are those of them that it marked as queued, because the caller said that it will ring for so many: now it
+    has to.
+    """
 
     inserted: int
     repeated: int
     woken: tuple[str, ...]
+    queued: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,8 @@ class Claim:
     starts: int
     attempts: int
     claimed_at: datetime
-    applied_version: str | None
+    applied_version: str | None  # none where a deletion was settled last, or nothing was
+    applied_updated: datetime | None
     links: tuple[Link, ...]
     unresolved: tuple[OpenWrite, ...]
     delete_hint: DeleteHint | None
@@ -188,10 +194,17 @@ class Claim:
     absent_since: datetime | None
     released: bool
     phase: Phase
+    asked: bool  # somebody asked; else it is a look that the mirror takes by itself
 
     @property
     def resource_type(self) -> str:
         return self.reference.partition("/")[0]
+
+    @property
+    def never_seen(self) -> bool:
+        """Tell that nothing but a delete hint is known of the resource, which anybody who stole one can forge."""
+        known = self.links or self.unresolved or self.open_versions or self.applied_version
+        return self.delete_hint is not None and not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +223,7 @@ class Announcement:
     deadline_s: float
     lands_within_s: float
     idempotency_key: str | None = None
+    uses: Mapping[str, Keys] = field(default_factory=dict)  # the keys of other records in path and fields, by reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +260,10 @@ class Settlement:
     author: str | None = None
     rule: str | None = None
     reason: str | None = None
+
+    def said(self, disposition: Disposition, rule: str | None = None) -> Settlement:
+        """Say another disposition of what was read, and by which rule."""
+        return replace(self, disposition=disposition, rule=rule)
 
 
 class Wait(StrEnum):

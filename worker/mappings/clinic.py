@@ -25,6 +25,7 @@ clinic = LegacyApi(
     base_url=site.url,
     auth=ApiKey("X-Api-Key", site.key),
     zone=site.zone,
+    concurrency=24,  # below the threads of two workers, 16 each
     wire=Wire(date="%m/%d/%Y"),
     record="data",
     items="data",

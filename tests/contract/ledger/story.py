@@ -85,6 +85,7 @@ class Story:
         slot: str = "",
         fields: Mapping[str, object] | None = None,
         parents: Mapping[str, str] | None = None,
+        uses: Mapping[str, Keys] | None = None,
         version: str = "v1",
     ) -> Announced:
         return self.ledger.announce(
@@ -101,6 +102,7 @@ class Story:
                 send_within_s=WITHIN_S,
                 deadline_s=DEADLINE_S,
                 lands_within_s=LANDS_S,
+                uses=uses or {},
             ),
         )
 

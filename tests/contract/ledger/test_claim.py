@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from pydantic import SecretStr
 
 from tests.contract.ledger.story import LEASE_S, OTHER, PATIENT, START, Story, done, read, unknown
 from worker.errors import LeaseLost
-from worker.ledger.values import Claim, Disposition, NotClaimed, Operation, Phase, Refusal
+from worker.ledger import Ledger, Sealer
+from worker.ledger.values import Claim, Disposition, Hint, NotClaimed, Operation, Phase, Refusal
 
 
 def test_a_mirror_has_one_holder(story: Story) -> None:
@@ -297,3 +300,52 @@ def test_mirrors_do_not_hinder_each_other(story: Story) -> None:
     story.hears("v1", of=OTHER)
     story.claims()
     story.claims(OTHER)
+
+
+def test_a_claim_says_whether_somebody_asked(story: Story) -> None:
+    """A look that the mirror takes by itself is told from one that somebody asked for."""
+    story.hears("v1")
+    claim = story.claims()
+    assert claim.asked
+    story.ledger.look_later(claim, reason="absent", detail="", after_s=60)
+    story.clock.forward(60)
+    claim = story.claims()
+    assert not claim.asked
+    story.hears("v2")
+    story.ledger.release(claim, reason="x", detail="")
+    assert story.claims().asked
+
+
+def test_only_a_delete_hint_is_nothing_seen(story: Story) -> None:
+    """Never seen is what is known by a delete hint alone, which can be forged; one version, and it was seen."""
+    story.hears(None)
+    claim = story.claims()
+    assert claim.never_seen
+    story.hears("v1")
+    story.ledger.release(claim, reason="x", detail="")
+    assert not story.claims().never_seen
+
+
+@pytest.mark.parametrize("body", ["the key was taken away", "a body was altered"])
+def test_a_body_that_does_not_open_keeps_nobody_from_the_claim(story: Story, body: str) -> None:
+    """Notified bodies that do not open are left out, and an unanswered write has no fields then; the claim stands."""
+    story.ledger.accept([Hint(PATIENT, "v1", body=b"{}"), Hint(PATIENT, "v2", body=b"{}")])
+    first = story.claims()
+    assert first.notified.keys() == {"v1", "v2"}
+    story.announces(first)
+    story.clock.forward(200)
+    ledger = story.ledger
+    if body == "a body was altered":
+        story.sql("UPDATE changes SET body = :junk WHERE version_id = 'v1'", junk=b"\x01\x02k1 junk that nobody sealed")
+        story.sql("UPDATE writes SET body = :junk", junk=b"\x01\x02k1 junk that nobody sealed")
+        expected = {"v2"}
+    else:
+        other = (("k2", SecretStr(base64.b64encode(b"x" * 32).decode())),)
+        ledger = Ledger(story.ledger.database, Sealer(other))
+        expected = set()
+    claim = ledger.claim(PATIENT, instance="two", lease_s=60, alone=True)
+    assert isinstance(claim, Claim)
+    assert claim.notified.keys() == expected
+    assert claim.open_versions == {"v1", "v2"}
+    assert [write.fields for write in claim.unresolved] == [None]
+    assert ledger.last_sent(PATIENT, "") is None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import fields
+from datetime import datetime, timedelta, timezone
 
-from tests.contract.ledger.story import CONDITION, OTHER, PATIENT, Story, done, read
-from worker.ledger.values import Disposition, Hint, Refusal, Source
+import pytest
+from sqlalchemy import select
+
+from tests.contract.ledger.story import CONDITION, OTHER, PATIENT, ROUTES, Story, done, read
+from worker.ledger.tables import changes, mirrors
+from worker.ledger.values import Disposition, Hint, Phase, Refusal, Source
 
 
 def test_a_new_version_makes_a_row_and_a_due_mirror(story: Story) -> None:
@@ -222,3 +227,140 @@ def test_what_is_done_is_told_to_be_known(story: Story) -> None:
     [link] = claim.links
     assert (link.keys, link.digest, link.slot) == ({"number": 17, "uuid": "u17"}, "k1:d", "")
     assert done(17).keys == link.keys
+
+
+def test_of_the_woken_no_more_are_queued_than_will_be_rung_for(story: Story) -> None:
+    """The first of those that woke are marked as queued and named; dispatch publishes the others, and only those."""
+    references = [f"Patient/{number}" for number in range(5)]
+    accepted = story.ledger.accept([Hint(reference, "v1") for reference in references], ring_most=2)
+    assert accepted.queued == tuple(references[:2])
+    assert set(accepted.woken) == set(references)
+    assert set(story.ledger.due(limit=10, queue_empty=False)) == set(references[2:])
+
+
+def test_nobody_rings_unless_asked_to(story: Story) -> None:
+    """Without a bell nothing is marked, and dispatch publishes all."""
+    assert story.hears("v1").queued == ()
+    assert story.ledger.due(limit=10, queue_empty=False) == (PATIENT,)
+
+
+@pytest.mark.parametrize("queue_empty", [True, False])
+def test_a_mirror_whose_ring_was_lost_is_published_all_the_same(story: Story, queue_empty: bool) -> None:
+    """Marked as queued, and then the broker or the receiver died: dispatch finds it, soon where the queue is empty."""
+    story.applies("v1")
+    story.clock.forward(60)
+    for reference in (PATIENT, OTHER):  # one that was there and one that is new
+        accepted = story.ledger.accept([Hint(reference, "v2")], ring_most=1)
+        assert accepted.queued == (reference,)
+
+    def due() -> tuple[str, ...]:
+        return story.ledger.due(limit=10, queue_empty=queue_empty, lost_after_s=5, stale_after_s=180)
+
+    assert due() == ()
+    story.clock.forward(6 if queue_empty else 181)
+    assert set(due()) == {PATIENT, OTHER}
+
+
+def test_an_emptied_broker_brings_back_what_was_rung(story: Story) -> None:
+    """As after FLUSHALL: with no patience at all, what was marked a moment ago is published again."""
+    story.ledger.accept([Hint(PATIENT, "v1")], ring_most=1)
+    story.clock.forward(0.001)
+    assert story.ledger.due(limit=10, queue_empty=True, lost_after_s=0) == (PATIENT,)
+
+
+def test_a_claim_ends_what_queued_meant(story: Story) -> None:
+    """A mirror that was rung for and claimed is published again by dispatch when it is due again."""
+    story.ledger.accept([Hint(PATIENT, "v1")], ring_most=1)
+    claim = story.claims()
+    story.hears("v2")
+    story.settles(claim, "v1")
+    story.clock.forward(60)
+    assert story.ledger.due(limit=10, queue_empty=False) == (PATIENT,)
+
+
+def test_nobody_rings_for_a_mirror_that_a_worker_would_send_away(story: Story) -> None:
+    """Not before its time, not while it is leased, not while its type or everything is paused, not when it is held."""
+    story.applies("v1")
+    story.clock.forward(0.1)
+    spaced = story.ledger.accept([Hint(PATIENT, "v2")], ring_most=9)
+    assert (spaced.woken, spaced.queued) == ((PATIENT,), ())
+    story.ledger.pause(["Condition"], who="a", why="b")
+    assert story.ledger.accept([Hint(CONDITION, "v1"), Hint(OTHER, "v1")], ring_most=9).queued == (OTHER,)
+    story.claims(OTHER)
+    assert story.ledger.accept([Hint(OTHER, "v2")], ring_most=9).queued == ()
+    story.ledger.pause(["*"], who="a", why="b")
+    assert story.ledger.accept([Hint("Patient/p3", "v1")], ring_most=9).queued == ()
+
+
+def test_a_held_mirror_is_not_rung_for(story: Story) -> None:
+    """It waits for a person; its hint is counted and that is all."""
+    story.hears("v1")
+    story.ledger.hold(story.claims(), reason="conflict", detail="")
+    assert story.ledger.accept([Hint(PATIENT, "v2")], ring_most=9).queued == ()
+
+
+def test_a_repeated_hint_does_not_unmark_what_is_queued(story: Story) -> None:
+    """Whoever comes later without a bell leaves the mark of the message that is on its way."""
+    story.ledger.accept([Hint(PATIENT, "v1")], ring_most=1)
+    story.hears("v1", "v2")
+    assert story.ledger.due(limit=10, queue_empty=False) == ()
+
+
+def test_each_value_of_a_hint_is_in_its_column(story: Story) -> None:
+    """Rows go to the driver past SQLAlchemy; read back through it they are what was accepted, times included."""
+    moment = datetime(2026, 3, 29, 1, 30, 0, 7000, tzinfo=timezone(timedelta(hours=2)))
+    hint = Hint(PATIENT, "v1", moment, "create", "Practitioner/a", "trace", "Subscription/s", b"{}", Source.CATCH_UP)
+    for given in (hint, Hint("Device/1", *[getattr(hint, field.name) for field in fields(Hint)[1:]])):
+        story.ledger.accept([given])
+        with story.ledger.database.engine.connect() as connection:
+            row = connection.execute(select(changes).where(changes.c.reference == given.reference)).one()
+        assert row.last_updated == moment
+        assert row.accepted_at == row.received_at == story.clock.now
+        assert (row.version_id, row.kind, row.source, row.receipts) == ("v1", "version", "catch-up", 1)
+        assert (row.interaction, row.author, row.trace_id) == ("create", "Practitioner/a", "trace")
+        assert row.subscription == "Subscription/s"
+    with story.ledger.database.engine.connect() as connection:
+        made = connection.execute(select(mirrors)).one()
+    assert (made.due_at, made.since, made.queued_at) == (story.clock.now, story.clock.now, None)
+    assert (made.resource_type, made.hints, made.state) == ("Patient", 1, "due")
+
+
+def test_a_batch_of_everything_counts_each_kind_once(story: Story) -> None:
+    """New, repeated, applied, deleted and unrouted hints in one transaction each follow their own rule."""
+    story.applies("v1")
+    story.clock.forward(60)
+    hints = [
+        Hint(PATIENT, "v1"),  # applied: no wake-up
+        Hint(OTHER, "v1"),
+        Hint(OTHER, "v1"),
+        Hint(OTHER, "v2"),
+        Hint(CONDITION, None),
+        Hint(CONDITION, None),
+        Hint("Device/1", "v1"),
+    ]
+    accepted = story.ledger.accept(hints, ring_most=1)
+    assert (accepted.inserted, accepted.repeated) == (4, 3)
+    assert (accepted.woken, accepted.queued) == ((OTHER, CONDITION), (OTHER,))
+    assert [story.mirror(of)["hints"] for of in (PATIENT, OTHER, CONDITION)] == [1, 3, 2]
+    assert story.sql("SELECT version_id, hint FROM changes WHERE reference = :of ORDER BY id", of=OTHER) == [
+        ("v1", 1),
+        ("v2", 3),
+    ]
+    story.adds_up()
+
+
+def test_a_version_from_before_its_type_had_a_route_makes_a_mirror_and_no_second_row(story: Story) -> None:
+    """What was skipped without a route is known; heard again with one, it wakes a mirror that is made for it."""
+    story.ledger.accept([Hint("Device/1", "v1")])
+    story.ledger.register_routes(ROUTES | {"Device": (Phase.LIVE, "m1")})
+    accepted = story.ledger.accept([Hint("Device/1", "v1")])
+    assert (accepted.inserted, accepted.repeated, accepted.woken) == (0, 1, ("Device/1",))
+    assert story.mirror("Device/1")["hints"] == 1
+
+
+def test_versions_of_two_resources_are_not_mistaken_for_each_other(story: Story) -> None:
+    """A version is known with its own resource alone."""
+    story.hears("v1")
+    story.hears("v2", of=OTHER)
+    accepted = story.ledger.accept([Hint(PATIENT, "v2"), Hint(OTHER, "v1")])
+    assert (accepted.inserted, accepted.repeated) == (2, 0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import timedelta
 
 import pytest
+from pydantic import SecretStr
 
 from tests.contract.ledger.story import CONDITION, OTHER, PATIENT, START, Story, done, read
 from worker.errors import LedgerForeign
-from worker.ledger import Selection
-from worker.ledger.values import Disposition, NotClaimed, Operation, Phase, Refusal, RouteRow
+from worker.ledger import Ledger, Sealer, Selection
+from worker.ledger.sealing import NoKey
+from worker.ledger.values import Answer, Disposition, NotClaimed, Operation, Phase, Refusal, RouteRow, WriteOutcome
 
 
 def fails(story: Story, of: str, reason: str = "refused") -> None:
@@ -165,3 +168,36 @@ def test_a_person_lets_a_ledger_change_hands(story: Story) -> None:
     story.ledger.adopt_systems({"medplum": "project-b"}, who="ana", why="moved")
     story.ledger.belong_to({"medplum": "project-b"})
     assert story.ledger.actions()[0]["action"] == "adopt"
+
+
+def test_foreign_systems_are_told_without_binding(story: Story) -> None:
+    """Asking whose ledger it is binds nothing: a name that it does not know is not foreign, and stays unknown."""
+    story.ledger.belong_to({"medplum": "project-a"})
+    assert story.ledger.foreign({"medplum": "project-a", "legacy:clinic": "https://a"}) == []
+    [told] = story.ledger.foreign({"medplum": "project-b", "legacy:clinic": "https://b"})
+    assert "project-a" in told
+    assert "project-b" in told
+    assert story.sql("SELECT name FROM deployment") == [("medplum",)]
+
+
+def test_the_api_s_own_words_are_opened_for_a_person_who_is_named(story: Story) -> None:
+    """Words that may hold values are opened on request, each under its write; who looked at whose is recorded."""
+    story.hears("v1")
+    write = story.announces(story.claims())
+    story.ledger.record(write.id, Answer(WriteOutcome.REFUSED, status=422, words=b'{"error": "Quarksberg"}'))
+    assert story.ledger.words(PATIENT, who="ana") == {write.id: '{"error": "Quarksberg"}'}
+    assert "Quarksberg" not in str(story.shown())
+    [action] = story.ledger.actions()
+    assert (action["who"], action["action"], action["affected"]) == ("ana", "words", 1)
+    assert action["arguments"] == {"reference": PATIENT}
+
+
+def test_words_that_no_key_opens_are_left_out(story: Story) -> None:
+    """With another key nothing is told; without any key it is said which setting is missing."""
+    story.hears("v1")
+    write = story.announces(story.claims())
+    story.ledger.record(write.id, Answer(WriteOutcome.REFUSED, words=b"no"))
+    other = Sealer((("k2", SecretStr(base64.b64encode(b"x" * 32).decode())),))
+    assert Ledger(story.ledger.database, other).words(PATIENT, who="ana") == {}
+    with pytest.raises(NoKey, match="REVERSE_SYNC_PAYLOAD_KEY"):
+        Ledger(story.ledger.database, Sealer(())).words(PATIENT, who="ana")

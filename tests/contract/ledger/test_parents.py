@@ -13,7 +13,8 @@ from sqlalchemy import text
 from tests.contract.ledger.story import CONDITION, OTHER, PATIENT, START, Story, done, read
 from tests.contract.ledger.waiting import wait_until
 from worker.ledger import Ledger
-from worker.ledger.values import Claim, Disposition, Operation, Refusal, Wait
+from worker.ledger.answering import KeyMoved
+from worker.ledger.values import Claim, Disposition, Keys, Operation, Refusal, Wait
 
 # SQLite has one writer at a time, and no row locks to get wrong
 on_postgres = pytest.mark.parametrize("url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
@@ -153,6 +154,128 @@ def test_a_tombstoned_parent_makes_its_children_due(story: Story) -> None:
     claim = story.claims()
     story.ledger.record(story.announces(claim, Operation.DELETE).id, done(None))
     assert story.mirror(CONDITION)["state"] == "due"
+
+
+KEY_17: Keys = {"number": 17, "uuid": "u17"}
+
+
+def refers(story: Story, child: str = CONDITION, to: str = PATIENT) -> None:
+    """Write a child's record with the key of another record in one of its fields."""
+    story.hears("c1", of=child)
+    claim = story.claims(child)
+    write = story.announces(claim, uses={to: KEY_17})
+    story.settles(claim, "c1", Disposition.APPLIED, last=(write, done(40, digest="k1:c")))
+
+
+def buries(story: Story) -> None:
+    story.clock.forward(60)
+    story.hears(None)
+    claim = story.claims()
+    write = story.announces(claim, Operation.DELETE)
+    story.settles(claim, None, Disposition.APPLIED, last=(write, done(None)), deleted=True)
+
+
+def restores(story: Story, key: int) -> None:
+    story.clock.forward(60)
+    story.hears("v9")
+    claim = story.claims()
+    write = story.announces(claim, version="v9")
+    story.settles(claim, "v9", Disposition.APPLIED, last=(write, done(key)))
+
+
+def test_a_record_that_holds_a_buried_one_s_key_is_looked_at(story: Story) -> None:
+    """A delete makes those due whose fields hold the key; it is still the record's key, so nothing is written anew."""
+    story.applies("v1")
+    refers(story)
+    buries(story)
+    assert story.mirror(CONDITION)["state"] == "due"
+    [link] = story.claims(CONDITION).links
+    assert link.digest == "k1:c"
+
+
+def test_a_record_that_holds_another_key_by_now_is_written_anew(story: Story) -> None:
+    """Deleted and restored, a record has another key: the digest by reference would never tell, so it is void."""
+    story.applies("v1")
+    refers(story)
+    buries(story)
+    story.settles(story.claims(CONDITION), "c1")
+    restores(story, key=18)
+    assert story.mirror(CONDITION)["state"] == "due"
+    [link] = story.claims(CONDITION).links
+    assert link.digest is None
+
+
+def test_the_same_key_again_writes_nothing_anew(story: Story) -> None:
+    """A record that is restored under its old key leaves those who hold it as they are."""
+    story.applies("v1")
+    refers(story)
+    buries(story)
+    story.settles(story.claims(CONDITION), "c1")
+    restores(story, key=17)
+    assert story.mirror(CONDITION)["state"] == "current"
+
+
+def test_a_key_that_moved_before_the_announcement_is_not_sent(story: Story) -> None:
+    """The key that an attempt looked up is another by the time it would send it: nothing is announced."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("c1", of=CONDITION)
+    child = story.claims(CONDITION, lease_s=600)
+    buries(story)
+    with pytest.raises(KeyMoved, match=PATIENT):
+        story.announces(child, uses={PATIENT: KEY_17})
+    restores(story, key=18)
+    with pytest.raises(KeyMoved, match=PATIENT):
+        story.announces(child, uses={PATIENT: KEY_17})
+    assert story.outcomes(CONDITION) == []
+    story.announces(child, uses={PATIENT: {"number": 18, "uuid": "u18"}})
+
+
+def test_a_key_that_moves_while_it_is_sent_is_sent_again(story: Story) -> None:
+    """The key changes between announcement and answer: the answer's digest is not believed."""
+    story.applies("v1")
+    refers(story)
+    story.clock.forward(60)
+    story.hears("c2", of=CONDITION)
+    child = story.claims(CONDITION, lease_s=600)
+    write = story.announces(child, Operation.UPDATE, uses={PATIENT: KEY_17}, version="c2")
+    buries(story)
+    restores(story, key=18)
+    story.settles(child, "c2", Disposition.APPLIED, last=(write, done(None, digest="k1:c2")))
+    assert story.mirror(CONDITION)["state"] == "due"
+    [link] = story.claims(CONDITION).links
+    assert link.digest is None
+
+
+def test_a_key_that_moves_while_a_record_is_created_is_sent_again(story: Story) -> None:
+    """A create under way has no link whose digest could be void: its answer's digest is not believed all the same."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("c1", of=CONDITION)
+    child = story.claims(CONDITION, lease_s=600)
+    write = story.announces(child, uses={PATIENT: KEY_17})
+    buries(story)
+    restores(story, key=18)
+    story.settles(child, "c1", Disposition.APPLIED, last=(write, done(40, digest="k1:c")))
+    assert story.mirror(CONDITION)["state"] == "due"
+    [link] = story.claims(CONDITION).links
+    assert link.digest is None
+
+
+@on_postgres
+def test_an_announcement_waits_for_a_key_that_is_being_changed(story: Story) -> None:
+    """Who changes a record's key holds its mirror: an announcement that holds the key waits, and sees the new one."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("c1", of=CONDITION)
+    child = story.claims(CONDITION)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(story.ledger, PATIENT):
+            announcing = pool.submit(story.announces, child, uses={PATIENT: KEY_17})
+            wait_until(lambda: waiting_for_locks(story.ledger) == 1)
+            story.sql("""UPDATE links SET record_keys = '{"number": 18}' WHERE reference = :of""", of=PATIENT)
+        with pytest.raises(KeyMoved):
+            announcing.result(timeout=20)
 
 
 @contextmanager

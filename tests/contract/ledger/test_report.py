@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from tests.contract.ledger.story import CONDITION, KEYS, OTHER, PATIENT, ROUTES, Clock, Story, read
+from tests.contract.ledger.story import CONDITION, KEYS, OTHER, PATIENT, ROUTES, Clock, Story, done, read
 from worker.errors import LedgerUnavailable
 from worker.ledger import Ledger
 from worker.ledger.migrate import upgrade
@@ -93,6 +93,7 @@ def test_a_resource_has_one_story(story: Story) -> None:
     assert [attempt["outcome"] for attempt in shown["attempts"]] == ["applied"]
     assert shown["links"][0]["keys"] == {"number": 17, "uuid": "u17"}
     assert json.loads(json.dumps(shown)) == shown
+    assert shown["writes"][0]["key"] == "17"
     told = {name for part in ("changes", "links", "writes") for row in shown[part] for name in row}
     assert not told & {"body", "answer", "before_image", "digest"}
 
@@ -141,3 +142,16 @@ def test_errors_of_the_database_hold_no_parameters(empty_url: str) -> None:
     assert "Canary" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def test_both_keys_of_a_second_record_are_told(story: Story) -> None:
+    """Where two records were made for one resource, a person sees both keys: one has to be removed by hand."""
+    story.hears("v1")
+    first = story.claims(lease_s=1)
+    write = story.announces(first)
+    story.clock.forward(200)
+    second = story.claims(alone=True)
+    story.ledger.record(story.announces(second).id, done(18))
+    story.ledger.record(write.id, done(17))
+    assert story.mirror()["reason"] == "second record"
+    assert [write["key"] for write in story.shown()["writes"]] == ["17", "18"]

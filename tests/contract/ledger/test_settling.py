@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from tests.contract.ledger.story import PATIENT, START, Story, done, read
+from worker.ledger import Selection
 from worker.ledger.values import Disposition, Hint, Operation, Refusal, Settlement
 
 
@@ -174,12 +175,82 @@ def test_a_deletion_that_nobody_told_of_gets_a_row(story: Story) -> None:
 
 
 def test_a_deletion_found_without_hint_or_version_loses_nothing(story: Story) -> None:
-    """Even where nothing tells the deletion's version, open versions are settled and the accounts add up."""
+    """Medplum's list of deletions names no version: the deletion has a row all the same, and supersedes the others."""
     story.hears("v1")
     story.settles(story.claims(), None, Disposition.APPLIED, deleted=True)
-    [change] = story.shown()["changes"]
-    assert (change["disposition"], change["superseded_by"]) == ("superseded", None)
+    version, deletion = story.shown()["changes"]
+    assert (version["disposition"], version["superseded_by"]) == ("superseded", deletion["id"])
+    assert (deletion["kind"], deletion["source"], deletion["disposition"]) == ("delete", "read", "applied")
+    assert deletion["version_id"] is None
+    assert story.ledger.status()["accepted"] == 2
     assert story.mirror()["state"] == "current"
+
+
+def test_a_deletion_that_is_read_again_makes_no_second_row(story: Story) -> None:
+    """Looks at what is long deleted, and more late hints of its versions, go with the row that the deletion has."""
+    story.hears("v1")
+    story.settles(story.claims(), None, Disposition.APPLIED, deleted=True)
+    for late in ("v1", "v0"):
+        story.hears(late)
+        story.settles(story.claims(), None, Disposition.UNCHANGED, deleted=True)
+    assert [change["kind"] for change in story.shown()["changes"]] == ["version", "delete", "version"]
+    assert story.changes() == {"v1": "superseded", None: "applied", "v0": "superseded"}
+
+
+def test_a_look_at_what_is_deleted_tells_nothing_new(story: Story) -> None:
+    """Where there is nothing to settle, a deletion without hint and version makes no row."""
+    story.hears(None)
+    story.settles(story.claims(), None, deleted=True)
+    story.ledger.replay(Selection(references=(PATIENT,)), who="ana")
+    story.settles(story.claims(), None, deleted=True)
+    assert [change["disposition"] for change in story.shown()["changes"]] == ["unchanged"]
+
+
+def test_a_deletion_that_failed_is_settled_by_the_next_attempt(story: Story) -> None:
+    """A delete that was refused is one row, which ends as failed, and as applied when it goes through."""
+    story.hears("v1")
+    refused = read(None, Disposition.FAILED, at=START, deleted=True)
+    story.ledger.fail(story.claims(), reason="refused", detail="422", settlement=refused)
+    assert story.changes() == {"v1": "superseded", None: "failed"}
+    story.ledger.replay(Selection(references=(PATIENT,)), who="ana")
+    story.settles(story.claims(), None, Disposition.APPLIED, deleted=True)
+    assert story.changes() == {"v1": "superseded", None: "applied"}
+    assert story.ledger.status()["accepted"] == 2
+
+
+def test_a_deletion_that_failed_is_a_phantom_once_the_resource_lives(story: Story) -> None:
+    """A refused delete of what was restored meanwhile does not stay failed for ever."""
+    story.hears("v1")
+    refused = read(None, Disposition.FAILED, at=START, deleted=True)
+    story.ledger.fail(story.claims(), reason="refused", detail="422", settlement=refused)
+    story.hears("v2")
+    story.settles(story.claims(), "v2", Disposition.APPLIED)
+    story.clock.forward(60)
+    story.settles(story.claims(), "v2")
+    assert story.changes() == {"v1": "superseded", None: "phantom", "v2": "applied"}
+
+
+def test_due_since_is_when_it_became_due(story: Story) -> None:
+    """However often an attempt has to be made again, the mirror tells since when it is due; settled, it starts anew."""
+    story.hears("v1")
+    began = story.mirror()["since"]
+    for _ in range(2):
+        story.clock.forward(30)
+        story.ledger.release(story.claims(), reason="legacy", detail="", after_s=1)
+    assert story.mirror()["since"] == began
+    story.clock.forward(30)
+    story.settles(story.claims(), "v1")
+    assert story.mirror()["since"] > began
+
+
+def test_waiting_since_outlasts_the_slow_looks(story: Story) -> None:
+    """A mirror that looks and goes on waiting has waited since its first attempt."""
+    story.hears("v1")
+    story.ledger.wait(story.claims(), "Practitioner/1", "")
+    began = story.mirror()["since"]
+    story.clock.forward(300)
+    story.ledger.wait(story.claims(), "Practitioner/1", "")
+    assert (story.mirror()["state"], story.mirror()["since"]) == ("waiting", began)
 
 
 def test_a_live_resource_is_synced_and_its_delete_hint_looks_again(story: Story) -> None:

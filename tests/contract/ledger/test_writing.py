@@ -595,3 +595,39 @@ def test_without_a_key_no_content_is_kept(url: str) -> None:
         assert claim.notified == {}
         assert [seen.fields for seen in claim.unresolved] == [None]
         assert story.sql("SELECT c.body, w.body, w.answer FROM changes c, writes w") == [(None, None, None)]
+
+
+def test_a_record_left_behind_is_there(story: Story) -> None:
+    """What the API could not change still has its key for those who need it, until it is as it should be again."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("v2")
+    claim = story.claims()
+    story.ledger.leave_behind(claim, "", "this API cannot update")
+    assert story.ledger.keys_of([PATIENT]) == {PATIENT: {"number": 17, "uuid": "u17"}}
+    assert story.ledger.status()["left_behind"] == 1
+    story.ledger.take_back(claim, "")
+    assert [(link["state"], link["reason"]) for link in story.shown()["links"]] == [("linked", None)]
+
+
+def test_what_is_deleted_is_not_left_behind(story: Story) -> None:
+    """A tombstone stays one: there is no record that could be left."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears(None)
+    claim = story.claims()
+    story.ledger.record(story.announces(claim, Operation.DELETE).id, done(None))
+    story.ledger.leave_behind(claim, "", "this API cannot update")
+    assert [link["state"] for link in story.shown()["links"]] == ["tombstone"]
+
+
+def test_a_second_key_beside_a_record_left_behind_holds(story: Story) -> None:
+    """A record that could not be changed or deleted is there: another key for its slot is a second record."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("v2")
+    claim = story.claims()
+    story.ledger.leave_behind(claim, "", "this API cannot update")
+    story.ledger.record(story.announces(claim).id, done(18))
+    assert (story.mirror()["state"], story.mirror()["reason"]) == ("held", "second record")
+    assert story.shown()["links"][0]["keys"] == {"number": 17, "uuid": "u17"}

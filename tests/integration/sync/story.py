@@ -24,6 +24,7 @@ from worker.legacy import Answered, LegacyApi, LegacyRequest
 from worker.legacy.gate import Gate
 from worker.mapping import Context, Mapped, Routes, apply
 from worker.medplum import Medplum, Read
+from worker.medplum.quota import Priority
 from worker.medplum.resource import model
 from worker.sync import End, Ended, Sync
 
@@ -83,6 +84,7 @@ class Hooks:
     before: Callable[[LegacyRequest], None] = lambda request: None  # before each call to the clinic
     after: Callable[[LegacyRequest], None] = lambda request: None  # when it was answered
     goes_to: Callable[[LegacyApi], LegacyApi] = lambda api: api
+    priorities: list[Priority] = field(default_factory=list)  # of each read of Medplum
 
     def around_send(self, send: Callable[..., Answered]) -> Callable[..., Answered]:
         def hooked(api: LegacyApi, request: LegacyRequest, *, deadline_s: float) -> Answered:
@@ -94,8 +96,9 @@ class Hooks:
         return hooked
 
     def around_read(self, read: Callable[..., Read]) -> Callable[..., Read]:
-        def hooked(medplum: Medplum, of: str, *, deadline_s: float) -> Read:
-            found = read(medplum, of, deadline_s=deadline_s)
+        def hooked(medplum: Medplum, of: str, *, deadline_s: float, priority: Priority = Priority.LIVE) -> Read:
+            self.priorities.append(priority)
+            found = read(medplum, of, deadline_s=deadline_s, priority=priority)
             self.read()
             return found
 

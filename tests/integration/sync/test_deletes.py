@@ -19,6 +19,7 @@ from tests.integration.sync.story import (
     practitioner,
 )
 from worker.ledger import Selection
+from worker.medplum.quota import Priority
 from worker.sync import End
 
 on_both = pytest.mark.parametrize(
@@ -96,6 +97,22 @@ def test_a_delete_of_what_was_never_seen_settles(story: Story) -> None:
     assert story.calls("GET", "POST", "PUT", "DELETE") == []
 
 
+def test_forged_deletes_and_second_looks_come_after_live_reads(story: Story) -> None:
+    """Ids that anybody can make up, and looks that nobody asked for, do not take the quota from what changed (2, 5)."""
+    story.hears(GHOST, None)
+    story.tries(GHOST)
+    story.syncs(GHOST)
+    assert story.hooks.priorities == [Priority.SECOND_LOOK] * 2
+    story.hooks.priorities.clear()
+    story.changes(patient())
+    story.hears(PATIENT, None)
+    story.tries()
+    story.clock.forward(60)
+    story.tries()
+    assert story.hooks.priorities == [Priority.LIVE, Priority.SECOND_LOOK]
+    assert story.dispositions() == ["applied", "phantom"]
+
+
 def test_a_delete_of_what_was_never_written_settles(story: Story) -> None:
     """A resource that came and went before anybody looked leaves nothing behind, and nothing is sent."""
     [version] = story.saves(patient())
@@ -115,7 +132,9 @@ def test_a_deletion_that_nobody_told_of_is_found(story: Story) -> None:
     story.hears(PATIENT, version)
     story.settles()
     assert story.records() == []
-    assert story.dispositions() == ["applied", "superseded"]
+    assert story.dispositions() == ["applied", "superseded", "applied"]
+    found = story.shown(PATIENT)["changes"][-1]
+    assert (found["kind"], found["source"], found["version_id"]) == ("delete", "read", None)
 
 
 def test_a_restored_patient_gets_a_record_again(story: Story) -> None:

@@ -175,6 +175,46 @@ def test_a_child_of_a_restored_parent_is_not_left_under_the_old_record(story: St
     assert story.state(CONDITION) in {"held", "failed"}
 
 
+@on_both
+def test_who_names_a_restored_record_gets_its_new_key(story: Story) -> None:
+    """Deleted and restored, a practitioner is another provider: each patient's record names the new one (8)."""
+    story.changes(practitioner(), patient(**WITH_DOCTOR))
+    story.settles()
+    before = story.record()["provider_id"]
+    story.deletes(PRACTITIONER)
+    story.settles()
+    assert story.state() == "current"
+    assert story.writes() == ["POST", "POST", "DELETE"]
+    story.changes(practitioner())
+    story.settles()
+    assert story.record()["provider_id"] == story.record("provider")["id"] != before
+    assert story.writes() == ["POST", "POST", "DELETE", "POST", "PUT"]
+    story.agrees()
+
+
+def test_a_key_that_moves_during_an_attempt_is_looked_up_again(story: Story) -> None:
+    """Between the look-up of a key and the announcement its record gets another: nothing is sent under the old one."""
+    story.changes(practitioner(), patient(**WITH_DOCTOR))
+    story.syncs(PRACTITIONER)
+    keys_of = type(story.ledger).keys_of
+
+    def then_moves(*given: Any, **named: Any) -> Any:
+        found = keys_of(*given, **named)
+        patch.undo()
+        story.deletes(PRACTITIONER)
+        story.syncs(PRACTITIONER)
+        story.changes(practitioner())
+        story.syncs(PRACTITIONER)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(story.ledger), "keys_of", then_moves)
+        assert story.tries().kind is End.AGAIN
+    assert [line["template"] for line in story.calls("POST")].count("/api/patients") == 0
+    story.settles()
+    story.agrees()
+
+
 def test_a_child_that_moves_to_another_parent_is_held(story: Story) -> None:
     """A record is not moved between patients unless the route says how: held, nothing written (8)."""
     story.changes(patient(), patient("p2"), condition())

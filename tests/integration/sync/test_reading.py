@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from tests.integration.sync.conftest import KEYS
 from tests.integration.sync.story import CLINIC_KEY, PATIENT, Story, only, patient
-from worker.errors import SettingsInvalid
+from worker.errors import BadResource, SettingsInvalid
 from worker.ledger import Ledger, Selection
 from worker.settings import WorkerSettings
 from worker.start import prepare
@@ -53,6 +53,28 @@ def test_a_read_that_lacks_a_member_pauses_the_route(story: Story) -> None:
     story.settles()
     assert {"canary@example.com", None} == {record["email"] for record in story.records()}
     story.agrees()
+
+
+def test_what_is_no_resource_needs_a_person(story: Story) -> None:
+    """A read that is not one FHIR resource is named as invalid, and as no defect of ours."""
+    story.changes(patient())
+
+    def garbled() -> None:
+        raise BadResource("meta.versionId is missing")
+
+    story.hooks.read = garbled
+    assert story.tries().kind is End.FAILED
+    assert (story.mirror()["reason"], story.mirror()["detail"]) == ("invalid", "meta.versionId is missing")
+    assert story.dispositions() == [None]
+
+
+def test_a_notification_that_cannot_be_compared_needs_a_person(story: Story) -> None:
+    """A kept body that is no JSON object is named as invalid; the version that was read ends as failed."""
+    [version] = story.saves(patient())
+    story.hears(PATIENT, version, body=b"[]")
+    assert story.tries().kind is End.FAILED
+    assert story.mirror()["reason"] == "invalid"
+    assert story.dispositions() == ["failed"]
 
 
 def test_a_whole_read_is_no_partial_one(story: Story) -> None:

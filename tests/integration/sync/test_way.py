@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.integration.sync.story import CONDITION, PATIENT, PRACTITIONER, Story, condition, only, patient, practitioner
+from worker.ledger import Selection
 from worker.ledger.values import Phase
+from worker.legacy import Unsupported
+from worker.legacy.gate import Api, Closed, Gate, Pass
 from worker.mapping import Routes
 from worker.sync import End
 
@@ -231,3 +239,121 @@ def test_a_provider_of_another_with_our_npi_is_held(story: Story) -> None:
 def test_route_of_the_example_are_live(routes: Routes) -> None:
     """The stories here are told of live routes."""
     assert {route.phase for route in routes.values()} == {Phase.LIVE}
+
+
+class Busy(Gate):
+    """A gate whose first answers are the given ones."""
+
+    def __init__(self, *waits_s: float, then: Callable[[], None] = lambda: None) -> None:
+        super().__init__(None)
+        self.waits_s, self.asked, self.then = list(waits_s), 0, then
+
+    def enter(self, api: Api) -> Pass | Closed:
+        self.asked += 1
+        if not self.waits_s:
+            return super().enter(api)
+        self.then()
+        return Closed(self.waits_s.pop(0))
+
+
+def test_a_full_gate_is_waited_for(story: Story) -> None:
+    """All calls in flight for a moment: the attempt waits, instead of giving up its claim and its read."""
+    story.gate = Busy(0.1, 0.1)
+    story.changes(patient())
+    assert story.tries().kind is End.DONE
+    assert len(story.hooks.priorities) == 1
+    assert story.record()["last_name"] == "Doe"
+
+
+def test_a_gate_that_stays_full_is_not_waited_for_longer(story: Story) -> None:
+    """After less than a second the mirror is given back, and no attempt is counted."""
+    story.gate = Busy(*[0.1] * 100)
+    story.changes(patient())
+    began = time.monotonic()
+    assert story.tries().kind is End.AGAIN
+    assert time.monotonic() - began < 2
+    assert (story.mirror()["reason"], story.mirror()["attempts"]) == ("gate", 0)
+    assert story.outcomes() == []
+
+
+def test_a_closed_gate_gives_the_mirror_back_at_once(story: Story) -> None:
+    """A gate that names a longer wait is asked once, and its wait is kept."""
+    story.gate = gate = Busy(*[7.0] * 100)
+    story.changes(patient())
+    assert story.tries().kind is End.AGAIN
+    assert gate.asked == 1
+    assert story.waits_s() == pytest.approx(7, abs=1)
+
+
+def test_a_stopping_worker_does_not_wait_for_a_full_gate(story: Story) -> None:
+    """Told to stop while it waits, the worker announces nothing more, though the gate opens."""
+    story.gate = gate = Busy(0.1, then=story.stopping.set)
+    story.changes(patient())
+    assert story.tries().kind is End.AGAIN
+    assert (story.mirror()["reason"], gate.asked) == ("stopping", 1)
+    assert story.outcomes() == []
+
+
+def without(routes: Routes, **cannot: Any) -> Routes:
+    """Take operations away from the clinic's patients."""
+    real = routes["Patient"]
+    return {**routes, "Patient": replace(real, to=replace(real.to, **cannot))}
+
+
+def test_what_the_api_cannot_create_is_skipped_by_its_reason(story: Story, routes: Routes) -> None:
+    """There is nothing to leave behind, and nothing to mend: skipped, with the declared words."""
+    story.routes = without(routes, create=Unsupported("patients are registered at the desk"))
+    story.changes(patient())
+    assert story.syncs().kind is End.DONE
+    assert story.dispositions() == ["skipped"]
+    assert only(story.shown(PATIENT)["changes"])["rule"] == "patients are registered at the desk"
+    assert story.outcomes() == []
+
+
+@on_both
+def test_what_the_api_cannot_update_is_left_behind_until_it_agrees_again(story: Story, routes: Routes) -> None:
+    """A record that cannot follow is marked and counted; the mark goes when Medplum says again what the record says."""
+    story.routes = without(routes, update=Unsupported("patients are never changed"))
+    story.changes(patient(), condition())
+    story.settles()
+    story.changes(patient(family="Roe"))
+    story.settles()
+    assert story.dispositions() == ["applied", "skipped"]
+    assert only(story.links())["state"] == "left-behind"
+    assert only(story.links())["reason"] == "patients are never changed"
+    assert story.ledger.status()["left_behind"] == 1
+    story.changes(condition(title="Asthma"))
+    story.settles()
+    assert story.record("problem")["title"] == "Asthma"
+    story.changes(patient())
+    story.settles()
+    assert story.ledger.status()["left_behind"] == 0
+    assert story.dispositions() == ["applied", "skipped", "unchanged"]
+    story.agrees()
+
+
+def test_a_record_that_could_not_follow_is_deleted_with_its_resource(story: Story, routes: Routes) -> None:
+    """Left behind for want of an update, a record is still there to be deleted."""
+    story.routes = without(routes, update=Unsupported("patients are never changed"))
+    story.changes(patient())
+    story.settles()
+    story.changes(patient(family="Roe"))
+    story.settles()
+    story.deletes(PATIENT)
+    story.settles()
+    assert story.records() == []
+    assert only(story.links())["state"] == "tombstone"
+
+
+def test_what_the_api_cannot_delete_stays_left_behind(story: Story, routes: Routes) -> None:
+    """A second look at what could not be deleted says the same, and asks the API nothing."""
+    story.routes = without(routes, delete=Unsupported("patients are never deleted"))
+    story.changes(patient())
+    story.settles()
+    story.deletes(PATIENT)
+    story.settles()
+    story.ledger.replay(Selection(references=(PATIENT,)), who="a test")
+    story.settles()
+    assert story.dispositions() == ["applied", "skipped"]
+    assert story.writes() == ["POST"]
+    assert story.ledger.status()["left_behind"] == 1

@@ -27,7 +27,7 @@ class Ledger:
         self.together = 0
         self.most_together = 0
 
-    def accept(self, hints: Sequence[Hint]) -> Accepted:
+    def accept(self, hints: Sequence[Hint], *, ring_most: int) -> Accepted:
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         references = [hint.reference for hint in hints]
@@ -37,7 +37,23 @@ class Ledger:
         if error := self.wrong(hints):
             raise error
         self.committed += references
-        return Accepted(inserted=len(hints), repeated=0, woken=tuple(references))
+        return Accepted(inserted=len(hints), repeated=0, woken=tuple(references), queued=tuple(references[:ring_most]))
+
+
+class Bell:
+    """Has so much room, and notes for whom it rang; with less than none it is broken."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self._room = room
+        self.rung: list[str] = []
+
+    def room(self) -> int:
+        return self._room
+
+    def ring(self, references: Sequence[str]) -> None:
+        if self._room < 0:
+            raise ConnectionError("SECRET")
+        self.rung += references
 
 
 def references(count: int) -> list[str]:
@@ -73,20 +89,20 @@ async def until(fact: Callable[[], bool]) -> None:
 
 def test_put_returns_after_the_commit_and_the_bell_rings_then() -> None:
     """While the transaction runs neither the sender nor the workers hear anything."""
-    ledger, rung = Ledger(), list[str]()
+    ledger, bell = Ledger(), Bell()
 
     async def scenario() -> None:
         ledger.open.clear()
-        inbox = Inbox(ledger, rung.extend)
+        inbox = Inbox(ledger, bell)
         put = asyncio.create_task(inbox.put(Hint("Patient/1")))
         await until(lambda: ledger.calls == [["Patient/1"]])
         assert not put.done()
-        assert rung == []
+        assert bell.rung == []
         ledger.open.set()
         await put
         assert ledger.committed == ["Patient/1"]
         await inbox.close()
-        assert rung == ["Patient/1"]
+        assert bell.rung == ["Patient/1"]
 
     asyncio.run(scenario())
 
@@ -97,7 +113,7 @@ def test_what_arrives_during_a_commit_shares_the_next_one() -> None:
 
     async def scenario() -> None:
         ledger.open.clear()
-        inbox = Inbox(ledger, lambda _: None, batch=4)
+        inbox = Inbox(ledger, Bell(), batch=4)
         first, *others = [asyncio.create_task(inbox.put(Hint(reference))) for reference in references(1)]
         await until(lambda: len(ledger.calls) == 1)
         others = [asyncio.create_task(inbox.put(Hint(f"Condition/{number}"))) for number in range(6)]
@@ -113,13 +129,13 @@ def test_what_arrives_during_a_commit_shares_the_next_one() -> None:
 
 def test_a_ledger_that_is_away_turns_the_whole_batch_away_quickly() -> None:
     """Nobody is told that it was accepted, and after two tries more nothing is tried for each of many."""
-    ledger, rung = Ledger(wrong=unavailable), list[str]()
+    ledger, bell = Ledger(wrong=unavailable), Bell()
 
     async def scenario() -> None:
-        inbox = Inbox(ledger, rung.extend)
+        inbox = Inbox(ledger, bell)
         assert await outcomes([inbox.put(Hint(reference)) for reference in references(50)]) == [False] * 50
         assert len(ledger.calls) <= 3
-        assert rung == []
+        assert bell.rung == []
         ledger.wrong = lambda _: None
         assert await outcomes([inbox.put(Hint("Patient/later"))]) == [True]
         await inbox.close()
@@ -134,7 +150,7 @@ def test_one_hint_that_the_ledger_cannot_take_does_not_turn_the_others_away(erro
     ledger = Ledger(wrong=bad("Patient/0", "Patient/7", error=error))
 
     async def scenario() -> list[bool]:
-        inbox = Inbox(ledger, lambda _: None)
+        inbox = Inbox(ledger, Bell())
         committed = await outcomes([inbox.put(Hint(reference)) for reference in references(20)])
         await inbox.close()
         return committed
@@ -147,11 +163,8 @@ def test_a_bell_that_fails_takes_nothing_back() -> None:
     """The commit stands and the next one works: dispatch finds the mirrors anyway."""
     ledger = Ledger()
 
-    def broken(_: Sequence[str]) -> None:
-        raise ConnectionError("SECRET")
-
     async def scenario() -> None:
-        inbox = Inbox(ledger, broken)
+        inbox = Inbox(ledger, Bell(room=-1))
         assert await outcomes([inbox.put(Hint("Patient/1"))]) == [True]
         assert await outcomes([inbox.put(Hint("Patient/2"))]) == [True]
         await inbox.close()
@@ -165,7 +178,7 @@ def test_a_sender_that_left_disturbs_nobody() -> None:
 
     async def scenario() -> None:
         ledger.open.clear()
-        inbox = Inbox(ledger, lambda _: None)
+        inbox = Inbox(ledger, Bell())
         puts = [asyncio.create_task(inbox.put(Hint(reference))) for reference in references(3)]
         await until(lambda: len(ledger.calls) == 1)
         puts[1].cancel()
@@ -185,7 +198,7 @@ def test_closing_commits_what_waits() -> None:
 
     async def scenario() -> None:
         ledger.open.clear()
-        inbox = Inbox(ledger, lambda _: None, batch=1)
+        inbox = Inbox(ledger, Bell(), batch=1)
         puts = [asyncio.create_task(inbox.put(Hint(reference))) for reference in references(5)]
         await until(lambda: len(ledger.calls) == 1)
         ledger.open.set()
@@ -202,7 +215,7 @@ def test_a_ledger_that_hangs_does_not_gather_requests_without_end() -> None:
 
     async def scenario() -> None:
         ledger.open.clear()
-        inbox = Inbox(ledger, lambda _: None, batch=1, waiting=3)
+        inbox = Inbox(ledger, Bell(), batch=1, waiting=3)
         first = asyncio.create_task(inbox.put(Hint("Patient/first")))
         await until(lambda: len(ledger.calls) == 1)
         puts = [asyncio.create_task(inbox.put(Hint(reference))) for reference in references(3)]
@@ -214,3 +227,22 @@ def test_a_ledger_that_hangs_does_not_gather_requests_without_end() -> None:
         await inbox.close()
 
     asyncio.run(scenario())
+
+
+def test_it_rings_for_what_the_ledger_queued_and_asks_the_bell_how_many_that_may_be() -> None:
+    """The bell's room goes into the transaction; for mirrors that woke beyond it nobody rings."""
+    ledger, bell = Ledger(), Bell(room=2)
+
+    async def scenario() -> None:
+        ledger.open.clear()
+        inbox = Inbox(ledger, bell)
+        first = asyncio.create_task(inbox.put(Hint("Condition/first")))
+        await until(lambda: len(ledger.calls) == 1)
+        puts = [asyncio.create_task(inbox.put(Hint(reference))) for reference in references(5)]
+        await asyncio.sleep(0)
+        ledger.open.set()
+        assert all(await outcomes([first, *puts]))
+        await inbox.close()
+
+    asyncio.run(scenario())
+    assert bell.rung == ["Condition/first", *references(2)]

@@ -36,7 +36,7 @@ class Ledger:
         self.error: Exception | None = None
         self.types = types
 
-    def accept(self, hints: Sequence[Hint]) -> Accepted:
+    def accept(self, hints: Sequence[Hint], *, ring_most: int) -> Accepted:
         if self.error:
             raise self.error
         self.hints += hints
@@ -46,6 +46,16 @@ class Ledger:
         return {name: RouteRow(name, Phase.SHADOW, "1") for name in self.types}
 
 
+class Silence:
+    """A bell without a workshop."""
+
+    def room(self) -> int:
+        return 0
+
+    def ring(self, references: Sequence[str]) -> None:
+        raise AssertionError("nothing was queued")
+
+
 def settings(**given: Any) -> ReceiverSettings:
     """Make settings with one secret."""
     return ReceiverSettings(**{"webhook_secrets": {"": (SecretStr(SECRET),)}} | given)
@@ -53,7 +63,7 @@ def settings(**given: Any) -> ReceiverSettings:
 
 def application(ledger: Ledger, **given: Any) -> ASGIApp:
     """Build the application over a ledger of the test's own."""
-    return create_app(settings(**given), ledger=ledger, ring=lambda _: None)
+    return create_app(settings(**given), ledger=ledger, bell=Silence())
 
 
 def signed(body: bytes, *more: tuple[bytes, bytes], secret: str = SECRET) -> Headers:
@@ -267,9 +277,9 @@ def test_alive_says_so() -> None:
 def test_it_does_not_start_without_routes_ledger_or_broker(tmp_path: Any) -> None:
     """Each refusal says what to do first, and none makes an empty ledger file."""
     with pytest.raises(LedgerOutdated, match="reverse-sync migrate"):
-        create_app(settings(), ledger=Ledger(), ring=lambda _: None)
+        create_app(settings(), ledger=Ledger(), bell=Silence())
     with pytest.raises(LedgerOutdated, match="reverse-sync migrate"):
-        create_app(settings(database_url=f"sqlite:///{tmp_path}/none.db"), ring=lambda _: None)
+        create_app(settings(database_url=f"sqlite:///{tmp_path}/none.db"), bell=Silence())
     with pytest.raises(SettingsInvalid, match="REVERSE_SYNC_BROKER_URL is missing"):
         create_app(settings(), ledger=Ledger("Patient"))
     assert list(tmp_path.iterdir()) == []
