@@ -29,7 +29,7 @@ Machine: {machine}. Its load average was {load}.
   Counted are records per second at the legacy stub, from the first notification to the last record.
 - Medplum and the legacy system are a stub that answers from memory, in one process, not the sandbox, which would take
   the processors from what is measured; the legacy half answers after 50 ms, or at once. The example clinic declares
-  eight calls at a time; here it is 64, because the tutorial knows no limit.
+  24 calls at a time; here it is 64, because the tutorial knows no limit.
 - **Backlog**: the ledger is filled, workers are started, then dispatch; from the first record to the last, divided by
   their number.
 - Memory is the largest resident set that the process had so far.

@@ -1,6 +1,6 @@
 """The example clinic's patients as they are, with room for every thread of both workers.
 
-The example declares the eight calls at a time that a small clinic takes. The benchmark asks what the service can do,
+The example declares the 24 calls at a time that the sandbox clinic takes. The benchmark asks what the service can do,
 not what a clinic allows; the tutorial knows no such limit.
 """
 

@@ -22,10 +22,8 @@ CLOSED_GATE = "gate"  # the reason that an attempt gives which met a closed gate
 class Backlog(Store):
     """The verbs of dispatch and of whoever keeps processes honest."""
 
-    @writes
     def due(
         self,
-        tx: Transaction,
         *,
         limit: int,
         queue_empty: bool,
@@ -37,18 +35,38 @@ class Backlog(Store):
         A mirror that was queued comes again when the queue is empty and it was queued more than `lost_after_s` seconds
         ago (its task was lost), or after `stale_after_s` seconds whatever the queue holds. Of a type that met a closed
         gate nothing is picked until the gate may be open: an hour's backlog would be claimed and put back every time.
+
+        Looking through a backlog takes no write lock; what was claimed meanwhile is not marked and not returned.
         """
+        self._wake_waiting()
+        lost_after = timedelta(seconds=lost_after_s if queue_empty else stale_after_s)
+        chosen = self._pick(limit, lost_after)
+        return self._mark_queued(chosen, lost_after) if chosen else ()
+
+    @writes
+    def _wake_waiting(self, tx: Transaction) -> None:
         _wake_waiting(tx)
-        lost = tx.now - timedelta(seconds=lost_after_s if queue_empty else stale_after_s)
-        unqueued = or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < lost)
+
+    @reads
+    def _pick(self, tx: Transaction, limit: int, lost_after: timedelta) -> list[str]:
+        unqueued = _unqueued(tx, lost_after)
         picked = [
             _oldest(tx, resource_type, limit, unqueued)
             for resource_type in sorted(routed_types(tx) - _before_a_closed_gate(tx))
         ]
-        chosen = _in_turn(picked, limit)
-        if chosen:
-            tx.execute(update(mirrors).where(mirrors.c.reference.in_(sorted(chosen))).values(queued_at=tx.now))
-        return tuple(chosen)
+        return _in_turn(picked, limit)
+
+    @writes
+    def _mark_queued(self, tx: Transaction, chosen: list[str], lost_after: timedelta) -> tuple[str, ...]:
+        marked = tx.execute(
+            update(mirrors)
+            .where(mirrors.c.reference.in_(sorted(chosen)), _unqueued(tx, lost_after), RUNNABLE)
+            .values(queued_at=tx.now)
+            .returning(mirrors.c.reference),
+            {"now": tx.now},
+        ).scalars()
+        still = set(marked)
+        return tuple(reference for reference in chosen if reference in still)
 
     @writes
     def free_leases(self, tx: Transaction) -> int:
@@ -124,6 +142,10 @@ def _wake_waiting(tx: Transaction) -> None:
             .where(mirrors.c.reference.in_(children), mirrors.c.state == State.WAITING)
             .values(state=State.DUE, due_at=tx.now, since=tx.now, waiting_for=None)
         )
+
+
+def _unqueued(tx: Transaction, lost_after: timedelta) -> Any:
+    return or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < tx.now - lost_after)
 
 
 def _before_a_closed_gate(tx: Transaction) -> frozenset[str]:
