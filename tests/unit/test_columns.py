@@ -11,7 +11,15 @@ from sqlalchemy import Column, DateTime, Integer, LargeBinary, MetaData, Table, 
 from worker.ledger import tables
 from worker.ledger.tables import Holds, Utc, metadata
 
-CONTENT = {"changes.body", "writes.body", "writes.answer", "links.before_image", "secrets.value"}
+CONTENT = {
+    "changes.body",
+    "writes.body",
+    "writes.answer",
+    "links.baseline",
+    "links.before_image",
+    "shadows.body",
+    "secrets.value",
+}
 
 
 def undeclared(columns: Iterable[Column[object]]) -> list[str]:

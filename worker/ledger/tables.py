@@ -188,9 +188,16 @@ links = Table(
     plain("look_at", Utc),
     plain("created_at", Utc, nullable=False),
     plain("updated_at", Utc, nullable=False),
+    plain("origin", String(16), nullable=False, server_default=text("'created'")),
+    pseudonymous("old_keys", JSON),  # of the record that this one replaces, until that is deleted
+    sealed("baseline"),  # the record as the API last answered or gave it back: what a conflict is told by
+    plain("identify_at", Utc),  # when the key is next to be put on the Medplum resource; none: nothing to do
+    counted("identify_attempts"),
+    pseudonymous("identified_key", String(200)),  # the key that the Medplum resource was given
     Index("uq_links_slot", "reference", "slot", unique=True),
     Index("uq_links_key", "collection", "key", unique=True),
     Index("ix_links_type_state", "resource_type", "state"),
+    partial("ix_links_identify", "identify_at", where="identify_at IS NOT NULL"),
 )
 
 dependencies = Table(
@@ -247,6 +254,7 @@ writes = Table(
     sealed("answer"),
     pseudonymous("key", String(200)),
     plain("late", Boolean, nullable=False, server_default=text("false")),
+    plain("write_back", Boolean, nullable=False, server_default=text("false")),  # the new key goes back to Medplum
     partial("ix_writes_unresolved", "reference", where="outcome IS NULL"),
     Index("ix_writes_reference", "reference", "id"),
     partial("ix_writes_deletes", "resource_type", "announced_at", where="operation = 'delete'"),
@@ -273,6 +281,33 @@ windows = Table(
     counted("found"),
     plain("created_at", Utc, nullable=False),
     Index("ix_windows_type", "resource_type", "from_at"),
+)
+
+shadows = Table(  # what would have been sent while a route only shadows
+    "shadows",
+    metadata,
+    pseudonymous("reference", String(160), primary_key=True),
+    pseudonymous("slot", String(120), primary_key=True),
+    plain("resource_type", String(64), nullable=False),
+    plain("collection", String(120), nullable=False),
+    plain("operation", String(16), nullable=False),
+    pseudonymous("version_id", String(64)),
+    plain("mapping_version", String(64)),
+    sealed("body"),
+    plain("at", Utc, nullable=False),
+    Index("ix_shadows_type", "resource_type"),
+)
+
+recoveries = Table(  # times after a restore, until a person says that all is well
+    "recoveries",
+    metadata,
+    plain("id", BigId, primary_key=True, autoincrement=True),
+    plain("kind", String(16), nullable=False),  # ledger, legacy, medplum
+    plain("since", Utc),  # what was restored is as it was then
+    plain("started_at", Utc, nullable=False),
+    plain("who", String(120), nullable=False),
+    plain("why", Text),
+    plain("ended_at", Utc),
 )
 
 operator_actions = Table(

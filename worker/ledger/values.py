@@ -80,6 +80,15 @@ class LinkState(StrEnum):
     LEFT_BEHIND = "left-behind"  # should be deleted and cannot be
 
 
+class Origin(StrEnum):
+    """How a link came to be."""
+
+    CREATED = "created"  # the API answered our create with its key
+    FOUND = "found"  # looked up after a create without an answer
+    IMPORTED = "imported"  # `links import`: the legacy system had it before
+    REBUILT = "rebuilt"  # `links rebuild`: from the identifier on the Medplum resource
+
+
 class WriteOutcome(StrEnum):
     """What became of an announced write. A write without one may still act."""
 

@@ -5,7 +5,7 @@ It never knows FHIR, never runs SQL and never decides what should be written.
 
 from worker.legacy.api import LegacyApi
 from worker.legacy.auth import ApiKey
-from worker.legacy.call import Body, Call, Find, LegacyRequest, Unsupported, json_body
+from worker.legacy.call import Body, Call, Find, LegacyRequest, Replace, Unsupported, json_body
 from worker.legacy.collection import Collection, Hit, Parents
 from worker.legacy.outcome import ANY, Answer, Answered, Means, Outcome
 from worker.legacy.wire import OMIT, Clear, Scalar, Wire, WireValue
@@ -27,6 +27,7 @@ __all__ = [
     "Means",
     "Outcome",
     "Parents",
+    "Replace",
     "Scalar",
     "Unsupported",
     "Wire",

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -20,10 +21,12 @@ from worker.deadline import CallFailed, client, deadline
 from worker.errors import RoutesInvalid
 from worker.ledger.values import Operation
 from worker.legacy import outcome as answers
-from worker.legacy.call import Body, Call, Find, LegacyRequest, Unsupported, json_body, template
+from worker.legacy.call import Body, Call, Find, LegacyRequest, Replace, Unsupported, json_body, template
 from worker.legacy.collection import Collection
 from worker.legacy.outcome import Answered, Means, NotJson, Outcome
 from worker.legacy.wire import Clear, Wire
+
+How = TypeVar("How", Call | Unsupported, Call | Replace | Unsupported)
 
 _WITHOUT_BODY = frozenset({204, 205})
 
@@ -92,7 +95,7 @@ class LegacyApi:
         *,
         keys: Sequence[str],
         create: str | Call | Unsupported,
-        update: str | Call | Unsupported,
+        update: str | Call | Replace | Unsupported,
         delete: str | Call | Unsupported,
         find: Find | Unsupported,
         read: str | Call | None = None,
@@ -223,7 +226,7 @@ class LegacyApi:
         return () if outcome is Outcome.DONE else answers.named_fields(body, self.errors, request.names)
 
 
-def _call(how: str | Call | Unsupported) -> Call | Unsupported:
+def _call(how: str | How) -> Call | How:
     return Call(how) if isinstance(how, str) else how
 
 

@@ -59,6 +59,16 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Replace:
+    """An update by delete and create, for APIs that cannot change a record. The delete is never repeated.
+
+    `create_first` makes the new record before the old one goes, where the API allows two.
+    """
+
+    create_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Find:
     """How records are looked up.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
 from worker.ledger.values import Key, Operation
-from worker.legacy.call import Call, Find, LegacyRequest, Unsupported, template
+from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported, template
 from worker.legacy.outcome import Answered, Outcome, at, keys_of
 from worker.legacy.wire import OMIT, Clear, Scalar, Wire, same
 
@@ -44,7 +44,7 @@ class Collection:
     keys: tuple[str, ...]
     identity: tuple[str, ...]
     create: Call | Unsupported
-    update: Call | Unsupported
+    update: Call | Replace | Unsupported
     delete: Call | Unsupported
     find_by: Find | Unsupported
     read_by: Call | None
@@ -60,15 +60,22 @@ class Collection:
             raise RoutesInvalid(f"{self.name}: identity is compared where the record is read, so it needs read")
         if self.read_by is not None and template(self.read_by.request).method != "GET":
             raise RoutesInvalid(f"{self.name}: {self.read_by.request}: a read only reads")
+        if self.replace is not None and not (isinstance(self.create, Call) and isinstance(self.delete, Call)):
+            raise RoutesInvalid(f"{self.name}: an update by Replace needs a create and a delete that the API can do")
 
     def supports(self, operation: Operation) -> bool:
-        """Tell whether the API can do this to such records."""
-        return isinstance(self._how(operation), Call)
+        """Tell whether the API can do this to such records, if need be by replacing them."""
+        return not isinstance(self._how(operation), Unsupported)
 
     def unsupported_reason(self, operation: Operation) -> str | None:
         """Return the declared words for what the API cannot do; None where it can."""
         how = self._how(operation)
         return how.why if isinstance(how, Unsupported) else None
+
+    @property
+    def replace(self) -> Replace | None:
+        """How records are replaced by others where the API cannot change them; None where it can."""
+        return self.update if isinstance(self.update, Replace) else None
 
     @property
     def can_find(self) -> bool:
@@ -120,6 +127,8 @@ class Collection:
         how = self._how(operation)
         if isinstance(how, Unsupported):
             raise LegacyError(f"{self.name}: {operation} is not possible: {how.why}")
+        if isinstance(how, Replace):
+            raise LegacyError(f"{self.name}: an {operation} is a delete and a create")
         body = {} if operation is Operation.DELETE else self._body(operation, fields)
         content_type, payload = self.api.body(body, keys) if operation is not Operation.DELETE else (None, None)
         headers = {how.idempotency: idempotency_key} if how.idempotency and idempotency_key else {}
@@ -175,7 +184,7 @@ class Collection:
         asked = fields if names is None else names
         return tuple(name for name in asked if not same(fields.get(name), at(record, own_name(name))))
 
-    def _how(self, operation: Operation) -> Call | Unsupported:
+    def _how(self, operation: Operation) -> Call | Replace | Unsupported:
         return {Operation.CREATE: self.create, Operation.UPDATE: self.update, Operation.DELETE: self.delete}[operation]
 
     def _body(self, operation: Operation, fields: Mapping[str, object]) -> dict[str, object]:
