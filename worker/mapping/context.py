@@ -1,18 +1,27 @@
-"""What a mapping knows besides its resource: whose it is, when it was written, and the clinic's day and clock. Pure."""
+"""What a mapping knows besides its resource: whose it is, when it was written, the clinic's day and clock, and others.
+
+Pure: `fetch`, `search` and `since` ask, and are answered by whoever runs the mapping.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 from worker.errors import Unmappable
-from worker.mapping.link import Link, relative
+from worker.mapping.link import Link, link, relative
+from worker.mapping.question import Answers, Asked, Fetch, History, Question, Search
 
 if TYPE_CHECKING:
+    from fhir.resources.R4B.reference import Reference
+    from fhir.resources.R4B.resource import Resource
     from fhir_core.fhirabstractmodel import FHIRAbstractModel
+
+R = TypeVar("R", bound="Resource")
 
 Partial = Literal["refuse", "first"]
 
@@ -27,14 +36,21 @@ class Context:
     written: dt.datetime | None = field(repr=False)
     zone: ZoneInfo
     medplum: str
+    resource: FHIRAbstractModel | None = field(default=None, repr=False)
+    answers: Answers = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, resource: FHIRAbstractModel, *, zone: ZoneInfo | str, medplum: str) -> Context:
-        """Make the context of one resource."""
-        written = getattr(getattr(resource, "meta", None), "lastUpdated", None)
-        fhir_id = getattr(resource, "id", None)
+    def of(
+        cls, resource: FHIRAbstractModel, *, zone: ZoneInfo | str, medplum: str, answers: Answers | None = None
+    ) -> Context:
+        """Make the context of one resource. `answers` is what is known of the questions that its mapping asks."""
         zone = ZoneInfo(zone) if isinstance(zone, str) else zone
-        return cls(f"{resource.get_resource_type()}/{fhir_id}", written, zone, medplum.rstrip("/") + "/")
+        reference = f"{resource.get_resource_type()}/{getattr(resource, 'id', None)}"
+        return cls(reference, _written(resource), zone, medplum.rstrip("/") + "/", resource, answers or {})
+
+    def told(self, question: Question, answer: tuple[FHIRAbstractModel, ...]) -> Context:
+        """Return the context in which a question is answered as well."""
+        return replace(self, answers={**self.answers, question: answer})
 
     @property
     def fhir_id(self) -> str:
@@ -82,6 +98,48 @@ class Context:
             raise Unmappable("not a full date and time")
         return dt.datetime.combine(day, dt.time(), self.zone)
 
+    def fetch(self, reference: Reference | None, kind: type[R]) -> R | None:
+        """Return the resource that a reference names, contained or from Medplum; None where it is deleted.
+
+        A change to it makes this resource due, as long as its type has a route or is `part_of` one: a type that has
+        neither brings no notification.
+
+        Raises:
+            Unmappable: the reference is logical, of another server, or names another type.
+        """
+        if reference is None:
+            return None
+        text = reference.reference or ""
+        found = self._contained(text[1:]) if text.startswith("#") else self._fetched(reference)
+        if found is not None and found.get_resource_type() != kind.get_resource_type():
+            raise Unmappable("a reference to another type than is fetched")
+        return found  # type: ignore[return-value]  # its type was compared just now
+
+    def search(self, kind: type[R], by: str) -> list[R]:
+        """Return all resources of a type that point here by a search parameter, in the order of their ids.
+
+        Declare `part_of(kind, …)` beside the mapping: their changes make this resource due then.
+        """
+        return list(self._answer(Search(str(kind.get_resource_type()), by, self.reference)))  # type: ignore[arg-type]
+
+    def since(self, test: Callable[[R], bool]) -> dt.datetime:
+        """Return since when a test holds without a break, from the history; it does not drift as `updated` does.
+
+        Raises:
+            Unmappable: it does not hold for this version.
+        """
+        if self.resource is None or not test(self.resource):  # type: ignore[arg-type]
+            raise Unmappable("what is looked for in the history does not hold for this version")
+        since = self.updated
+        for version in self._answer(History(self.reference)):
+            written = _written(version)
+            if written is None or written > since:
+                continue  # of the same moment, or superseded by this version though it says a later one
+            if not test(version):  # type: ignore[arg-type]
+                break
+            since = written
+        return since
+
     def own(self, link: Link) -> Link:
         """Return the link by "Type/id": an absolute reference is one of ours only below our Medplum's base URL.
 
@@ -95,10 +153,31 @@ class Context:
             raise Unmappable("an absolute reference to another server has no legacy record")
         return Link(relative(link.reference.removeprefix(base)), link.key)
 
+    def _contained(self, fragment: str) -> FHIRAbstractModel | None:
+        inside = getattr(self.resource, "contained", None) or []
+        found = next((each for each in inside if each.id == fragment), None)
+        if found is None:
+            raise Unmappable("a reference to a contained resource that is not there")
+        return found  # type: ignore[no-any-return]
+
+    def _fetched(self, reference: Reference) -> FHIRAbstractModel | None:
+        named = link(reference)
+        answer = self._answer(Fetch(self.own(named).reference)) if named is not None else ()
+        return answer[0] if answer else None
+
+    def _answer(self, question: Question) -> tuple[FHIRAbstractModel, ...]:
+        if question not in self.answers:
+            raise Asked(question)
+        return self.answers[question]
+
     def _local(self, value: dt.datetime) -> dt.datetime:
         if value.utcoffset() is None:
             raise Unmappable("a time without its zone")
         return value.astimezone(self.zone)
+
+
+def _written(resource: FHIRAbstractModel) -> dt.datetime | None:
+    return getattr(getattr(resource, "meta", None), "lastUpdated", None)
 
 
 def _first_day(text: str, partial: Partial) -> dt.date:

@@ -10,7 +10,8 @@ where an update clears, and links by reference:
     [{"record": "problem", "fields": {"patient": "→ Patient/p1", "title": "Gout", "icd10": null}}]
 
 or {"skip": rule}, {"absent": rule}, {"unsupported": why}, {"unmappable": field, "why": why}. With `--update` it is
-written.
+written. The left-hand side is a resource, or a Bundle: first the resource, then what its mapping may fetch, search for
+or find in the resource's history.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from worker.mapping.context import Context
 from worker.mapping.link import Link
 from worker.mapping.results import Absent, Mapped, MappedRecord, Skip
 from worker.mapping.route import Route, apply, run
+from worker.mapping.surroundings import Surroundings, as_bytes, asked, plain
 
 if TYPE_CHECKING:
     import pytest
@@ -74,9 +77,10 @@ def pairs(route: Route[Any], folder: str | Path, *, medplum: str = MEDPLUM) -> C
 
 def mapped(route: Route[Any], body: bytes, medplum: str = MEDPLUM) -> object:
     """Map the bytes of a resource; return the right-hand side of its pair."""
-    resource = _model(body)
+    around = Surroundings.read(body)
+    resource = around.model()
     try:
-        result = apply(route, resource, _context(route, resource, medplum))
+        result = asked(partial(apply, route, resource), _context(route, resource, medplum), around.answer)
     except Unmappable as refusal:
         return {"unmappable": refusal.field, "why": refusal.why}
     match result:
@@ -96,15 +100,15 @@ def survives_damage(route: Route[Any], case: Path, medplum: str = MEDPLUM) -> No
     Raises:
         AssertionError: names the damage that it crashed on.
     """
-    tried = 0
-    for damage, body in damages(json.loads(case.read_bytes(), parse_float=Decimal)):
+    tried, around = 0, Surroundings.read(case.read_bytes())
+    for damage, body in damages(around.resource):
         try:
-            resource = _model(body)
+            resource = Surroundings.read(body).model()
         except (BadResource, InvalidResource):
             continue  # the models refuse it first
         tried += 1
         try:
-            run(route, resource, _context(route, resource, medplum))
+            asked(partial(run, route, resource), _context(route, resource, medplum), around.answer)
         except Unmappable:
             continue
         except Exception as error:
@@ -125,7 +129,7 @@ def damages(resource: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
                 del parent[path[-1]]
             else:
                 parent[path[-1]] = replacement
-            yield f"{'.'.join(map(str, path))} {said}", _bytes(broken)
+            yield f"{'.'.join(map(str, path))} {said}", as_bytes(broken)
 
 
 def _cuts(value: object) -> list[tuple[str, str]]:
@@ -154,7 +158,7 @@ def _compare(route: Route[Any], case: Path, medplum: str, *, update: bool) -> No
     found = mapped(route, case.read_bytes(), medplum)
     beside = case.with_name(case.name.removesuffix(_LEFT) + _RIGHT)
     if update:
-        beside.write_text(json.dumps(found, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(found, indent=2, ensure_ascii=False, default=plain) + "\n", encoding="utf-8")
     expected = json.loads(beside.read_text(encoding="utf-8"), parse_float=Decimal)
     assert found == expected, f"{case.name} maps to something else: mend the mapping, or run with --update"  # noqa: S101
 
@@ -176,17 +180,3 @@ def _linked(value: object) -> object:
 
 def _context(route: Route[Any], resource: FHIRAbstractModel, medplum: str) -> Context:
     return Context.of(resource, zone=route.to.api.zoneinfo, medplum=medplum)
-
-
-def _model(body: bytes) -> FHIRAbstractModel:
-    from worker.medplum.resource import model
-
-    return model(body)
-
-
-def _bytes(resource: dict[str, Any]) -> bytes:
-    return json.dumps(resource, default=_plain).encode()
-
-
-def _plain(value: object) -> object:
-    return float(value) if isinstance(value, Decimal) else str(value)

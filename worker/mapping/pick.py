@@ -16,6 +16,7 @@ from worker.mapping.r4 import (
     CodeableConcept,
     Coding,
     ContactPoint,
+    Element,
     HumanName,
     Identifier,
     Period,
@@ -124,6 +125,27 @@ def reference(references: Sequence[Reference] | None, kind: type[Resource]) -> R
         if (entry.type or "") == wanted or (len(parts) > 1 and parts[-2] == wanted):
             return entry
     return None
+
+
+def references_to(references: Sequence[Reference] | None, *kinds: type[Resource]) -> list[Reference]:
+    """Return all references to resources of these types, in their order."""
+    return [entry for entry in references or [] if any(reference([entry], kind) for kind in kinds)]
+
+
+def extension_code(resource: Element | Resource | None, url: str, *inner: str) -> str | None:
+    """Return the code in an extension, in the extension within it that each further URL names; None if there is none.
+
+    A code is whatever the extension's value has of a code, a coding's code, a concept's first code or a string.
+    """
+    found: Element | Resource | None = resource
+    for wanted in (url, *inner):
+        inside = getattr(found, "extension", None) or []
+        found = next((each for each in inside if each.url == wanted), None)
+    if found is None:
+        return None
+    coded = getattr(found, "valueCoding", None) or coding(getattr(found, "valueCodeableConcept", None))
+    said = coded.code if coded else getattr(found, "valueCode", None) or getattr(found, "valueString", None)
+    return said or None
 
 
 def _by_use(entries: Sequence[Used] | None, uses: Sequence[str], at: datetime | None) -> Used | None:
