@@ -1,1 +1,1 @@
-"""Stand-ins for Medplum and for a legacy system, each a process of its own, for the demo and the tests."""
+"""Stand-ins for Medplum and for two legacy systems, each a process of its own, for the demo and the tests."""

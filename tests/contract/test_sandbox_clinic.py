@@ -6,95 +6,19 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
 
-ROOT = Path(__file__).parents[2]
-KEY = {"X-Api-Key": "clinic-key"}
-JANE = {"last_name": "Doe", "first_name": "Jane", "birth_date": "03/04/1980", "sex": "F"}
+from tests.contract.sandbox import DEADLINE_S, JANE, KEY, Clinic, error, until
+
 MEIER = {"last_name": "Meier", "first_name": "Ada", "npi": "1234567893"}
 GOUT = {"title": "Gout", "icd10": "ICD10:M10.9", "onset": "01/31/2019"}
-DEADLINE_S = 10.0
-
-T = TypeVar("T")
-
-
-def until(fact: Callable[[], T]) -> T:
-    """Wait until something is so."""
-    end = time.monotonic() + DEADLINE_S
-    while not (value := fact()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
-    return value
-
-
-@dataclass
-class Clinic:
-    """A clinic process and its two sides."""
-
-    folder: Path
-    process: subprocess.Popen[bytes] | None = None
-    url: str = ""
-    api: httpx.Client = field(default_factory=httpx.Client)
-
-    def start(self, port: int = 0) -> None:
-        ready = self.folder / "url"
-        words = [sys.executable, "-m", "deploy.sandbox.clinic", "--port", str(port)]
-        words += ["--db", str(self.folder / "clinic.db"), "--ready-file", str(ready)]
-        ready.unlink(missing_ok=True)
-        self.process = subprocess.Popen(words, cwd=ROOT)
-        until(ready.exists)
-        self.url = ready.read_text().strip()
-        self.api.close()
-        self.api = httpx.Client(base_url=self.url, headers=KEY, trust_env=False, timeout=DEADLINE_S)
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(DEADLINE_S)
-
-    def lines(self, what: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.api.get(f"/sandbox/{what}").text.splitlines()]
-
-    def tell(self, what: str, content: object = None) -> httpx.Response:
-        return self.api.post(f"/sandbox/{what}", json=content)
-
-    def fault(self, **rule: object) -> None:
-        assert self.tell("faults", {"times": 1} | rule).status_code == 200
-
-    def post(self, path: str, fields: Mapping[str, object]) -> dict[str, Any]:
-        answer = self.api.post(path, json=fields)
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json()["data"])
-
-    def patient(self, **fields: object) -> dict[str, Any]:
-        return self.post("/api/patients", JANE | fields)
-
-    def find(self, **query: object) -> list[Any]:
-        answer = self.api.get("/api/patients", params={name: str(value) for name, value in query.items()})
-        return [record["number"] for record in answer.json()["data"]]
-
-    def raw(self, path: str = "/api/ping", method: str = "GET", body: bytes = b"") -> socket.socket:
-        """Send a request by hand and give the socket, for what no HTTP client shows."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: clinic\r\nX-Api-Key: clinic-key\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        connection.sendall(head.encode() + body)
-        return connection
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +26,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
     clinic = Clinic(tmp_path_factory.mktemp("clinic"))
     clinic.start()
     yield clinic
-    clinic.stop()
-    clinic.api.close()
+    clinic.end()
 
 
 @pytest.fixture
@@ -119,14 +42,7 @@ def own(tmp_path: Path) -> Iterator[Clinic]:
     clinic = Clinic(tmp_path)
     clinic.start()
     yield clinic
-    clinic.stop(signal.SIGKILL)
-    clinic.api.close()
-
-
-def error(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status
-    assert answer.json()["error"]["code"] == code
-    return dict(answer.json()["error"])
+    clinic.end()
 
 
 def write_until_cut(url: str, answered: list[dict[str, Any]]) -> None:
@@ -307,6 +223,18 @@ class TestPatients:
         assert clinic.find(external_id="p1") == []
         error(clinic.api.put(path, json={"city": "Dayton"}), 409, "inactive")
         error(clinic.api.post(f"{path}/problems", json=GOUT), 409, "inactive")
+
+    def test_an_inactive_patient_can_be_made_active_again(self, clinic: Clinic) -> None:
+        """A reactivated patient takes updates under the same keys; again does nothing, and a stranger is a 404."""
+        patient = clinic.patient(external_id="p1")
+        path = f"/api/patients/{patient['uuid']}"
+        clinic.api.delete(path)
+        for _ in range(2):
+            back = clinic.api.post(f"{path}/reactivate")
+            assert (back.status_code, back.json()["data"]) == (200, patient)
+        assert clinic.find(external_id="p1") == [4701]
+        assert [line["operation"] for line in clinic.lines("history")] == ["create", "delete", "undelete"]
+        error(clinic.api.post("/api/patients/nobody/reactivate"), 404, "not_found")
 
     def test_lookups_filter_by_three_fields(self, clinic: Clinic) -> None:
         """last_name without regard to case, birth_date and external_id narrow, alone and together."""
@@ -594,7 +522,7 @@ class TestFaults:
         """The true answer comes whole, one byte at a time: no gap is long, the whole is."""
         clinic.fault(kind="drip", part=part, seconds=0.005)
         started = time.monotonic()
-        with clinic.raw() as connection:
+        with clinic.raw("/api/ping") as connection:
             pieces = list(iter(lambda: connection.recv(1000), b""))
         slow = pieces if part == "head" else pieces[1:]
         assert len(slow) > 10
@@ -620,7 +548,7 @@ class TestFaults:
         """100 and 102 alternate, and no final status comes."""
         clinic.fault(kind="1xx", seconds=0.01)
         seen = b""
-        with clinic.raw() as connection:
+        with clinic.raw("/api/ping") as connection:
             while seen.count(b"\r\n\r\n") < 20:
                 seen += connection.recv(1000)
         statuses = [line.split()[1] for line in seen.split(b"\r\n\r\n")[:20]]
@@ -652,7 +580,7 @@ class TestProcess:
     def test_the_port_is_free_at_once_after_a_kill(self, own: Clinic) -> None:
         """A caller that still holds its end of a connection does not keep the next process from the port."""
         port = own.port
-        with own.raw() as connection:
+        with own.raw("/api/ping") as connection:
             assert connection.recv(1000).startswith(b"HTTP/1.1 200")
             own.stop(signal.SIGKILL)
             own.start(port)
@@ -681,7 +609,7 @@ class TestProcess:
     def test_sigterm_ends_it_at_once(self, own: Clinic) -> None:
         """A hanging caller does not keep it: exit code 0 well within a second, and no answer goes out."""
         own.fault(kind="hang")
-        with own.raw() as connection:
+        with own.raw("/api/ping") as connection:
             until(lambda: own.lines("journal"))
             started = time.monotonic()
             assert own.stop(signal.SIGTERM) == 0

@@ -708,6 +708,27 @@ def test_a_patch_tests_and_fails_as_a_whole(medplum: Medplum) -> None:
     assert medplum.call("PATCH", path, [replace]).status_code == 410
 
 
+def test_a_patch_that_adds_an_array_takes_the_place_of_the_one_that_is_there(medplum: Medplum) -> None:
+    """`add` to a member that exists replaces it, hidden from the reader or not: what appends names the array's end."""
+    path = f"Patient/{medplum.create(patient(identifier=[{'value': '1'}]))['id']}"
+    append = [{"op": "add", "path": "/identifier/-", "value": {"value": "2"}}]
+    assert medplum.call("PATCH", path, append).json()["identifier"] == [{"value": "1"}, {"value": "2"}]
+    array = [{"op": "add", "path": "/identifier", "value": [{"value": "3"}]}]
+    assert medplum.call("PATCH", path, array).json()["identifier"] == [{"value": "3"}]
+
+
+def test_patches_meet_conflicts_and_lose_answers_on_request(medplum: Medplum) -> None:
+    """A 409 changes nothing and the next patch is made; one whose answer is lost was made all the same."""
+    path = f"Patient/{medplum.create(patient())['id']}"
+    patch = [{"op": "add", "path": "/identifier", "value": [{"value": "1"}]}]
+    medplum.sandbox("faults", {"api": [{"status": 409, "methods": ["PATCH"], "times": 1}]})
+    assert medplum.call("PATCH", path, patch).status_code == 409
+    assert "identifier" not in medplum.found("Patient")[0]
+    medplum.sandbox("faults", {"api": [{"status": 503, "methods": ["PATCH"], "times": 1, "after": True}]})
+    assert medplum.call("PATCH", path, patch).status_code == 503
+    assert medplum.found("Patient")[0]["identifier"] == [{"value": "1"}]
+
+
 def test_history_survives_a_delete(medplum: Medplum) -> None:
     """`_history` lists all versions of a deleted resource, the deletion first."""
     created = medplum.create(patient())

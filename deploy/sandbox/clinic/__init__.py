@@ -5,10 +5,8 @@ when. It never imports the service and never calls anybody; it is no example of 
 
     python -m deploy.sandbox.clinic --port 0 --db var/clinic.db --ready-file var/clinic.url [--api-key clinic-key]
 
-Port 0 takes a free port; the base URL (`http://127.0.0.1:<port>`, no `/api`) is written to the ready file once requests
-are answered. The same port can be taken again at once after a kill. What was answered is on disk before the answer
-leaves (SQLite, WAL, synchronous=FULL). SIGTERM ends it at once with exit code 0: calls in flight are cut, late writes
-that are not due yet never happen (as in a crash).
+How it starts, remembers, ends and fails on demand, and its control plane under `/sandbox`: `deploy/sandbox/witness`.
+The base URL in the ready file is without `/api`.
 
 # The API (`/api`)
 
@@ -30,14 +28,35 @@ Records are answered whole, unset fields as `null`.
 | `GET /api/patients/{uuid}` | 200 (inactive ones too) · 404 |
 | `PUT /api/patients/{uuid}` | 200 · 404 · 409 `inactive` |
 | `DELETE /api/patients/{uuid}` | 200 with the record, now `"status": "inactive"`; again: 404 |
+| `POST /api/patients/{uuid}/reactivate` | 200 with the record, active again; is active: 200, nothing is done · 404 |
 | `POST /api/patients/{uuid}/problems` | 201; key `id` (int from 1, over all patients) · 404 · 409 `inactive` |
 | `GET /api/patients/{uuid}/problems` | 200, list: all of them, not paged, no filters |
 | `GET /api/patients/{uuid}/problems/{id}` | 200 · 404 |
 | `PUT /api/patients/{uuid}/problems/{id}` | 200 · 404 · 409 `inactive` (the patient is) |
 | `DELETE /api/patients/{uuid}/problems/{id}` | 204, the row is gone; **again: 400 `unknown_problem`** |
+| `POST /api/patients/{uuid}/visits` | 201; key `id` (int from 1) · 404 · 409 `inactive` |
+| `GET /api/patients/{uuid}/visits?external_id=&status=` | 200, list |
+| `GET /api/patients/{uuid}/visits/{id}` | 200 · 404 |
+| `PUT /api/patients/{uuid}/visits/{id}` | 200, closed ones too · 404 · 409 `inactive` |
+| `DELETE /api/patients/{uuid}/visits/{id}` | **405 `method`: a visit is never deleted**, at most `closed` |
+| `POST /api/patients/{uuid}/prescriptions` | 201; key `id` · 404 · 409 `inactive` · **409 `duplicate`** (below) |
+| `GET /api/patients/{uuid}/prescriptions?rxnorm=&drug=&status=` | 200, list, void ones too |
+| `GET /api/patients/{uuid}/prescriptions/{id}` | 200, void ones too · 404 |
+| `PUT /api/patients/{uuid}/prescriptions/{id}` | **405 `method`: what was signed is voided and written anew** |
+| `DELETE /api/patients/{uuid}/prescriptions/{id}` | 200 with the record, now `void`; again: 410 `void` · 404 |
+| `POST /api/patients/{uuid}/vitals` | 201; key `id`; one row for each measurement · 404 · 409 `inactive` |
+| `GET /api/patients/{uuid}/vitals?code=&taken_at=` | 200, list |
+| `GET /api/patients/{uuid}/vitals/{id}` | 200 · 404 |
+| `PUT /api/patients/{uuid}/vitals/{id}` | 200 · 404 · 409 `inactive` |
+| `DELETE /api/patients/{uuid}/vitals/{id}` | 204, the row is gone; again: 404 |
+| `POST /api/appointments` | 201; key `id`; the patient is in the body · 409 `inactive` (the patient is) |
+| `GET /api/appointments?patient_number=&external_id=&starts=&status=` | 200, list, cancelled ones too |
+| `GET /api/appointments/{id}` | 200, cancelled ones too · 404 |
+| `PUT /api/appointments/{id}` | 200 · 404 · 409 `inactive` (but cancelling goes) |
+| `DELETE /api/appointments/{id}` | **405 `method`: cancelled by `{"status": "cancelled"}`**, booked again by `booked` |
 
-Paths want the patient's *uuid*; answers about a problem name the patient by `patient_number`. Another patient's problem
-is an unknown one.
+Paths want the patient's *uuid*; answers about what is under a patient, and the body of an appointment, name the patient
+by `patient_number`. Another patient's problem, visit, prescription or vital is an unknown one.
 
 ## Fields (`*` = required)
 
@@ -62,6 +81,31 @@ is an unknown one.
 | | icd10 | `ICD10:E11.9` |
 | | onset*, ended | `MM/DD/YYYY` |
 | | status | `active` (default) or `ended` |
+| visit | started*, ended | `MM/DD/YYYY hh:mm AM`, the clinic's wall clock, no zone |
+| | kind* | `OFFICE PHONE VIDEO HOME HOSPITAL` |
+| | reason | text, 200 |
+| | provider_id | int of an existing provider |
+| | status | `open` (default) or `closed` |
+| | external_id | text, 36 |
+| appointment | patient_number* | int of an existing patient; a PUT moves it |
+| | provider_id | int of an existing provider |
+| | starts* | `MM/DD/YYYY hh:mm AM`, the clinic's wall clock, no zone |
+| | minutes* | int, 1 to 1440 |
+| | reason | text, 200 |
+| | status | `booked` (default), `arrived`, `noshow`, `cancelled` |
+| | external_id | text, 36 |
+| prescription | drug* | text, 200 |
+| | rxnorm | up to 8 digits, as text |
+| | sig | text, 200 |
+| | quantity | number, 0 to 100000 |
+| | refills | int, 0 to 99 |
+| | written_on* | `MM/DD/YYYY` |
+| | provider_id | int of an existing provider |
+| | status | `active` (default) or `ended` |
+| vital | code* | `BP_SYS BP_DIA PULSE TEMP WEIGHT HEIGHT SPO2` |
+| | value* | number, 0 to 1000 |
+| | unit* | `mmHg` `/min` `C` `F` `kg` `lb` `cm` `in` `%` |
+| | taken_at* | `MM/DD/YYYY hh:mm AM`, the clinic's wall clock, no zone |
 
 Besides: `id` · `number`, `uuid` · `id`, `patient_number`, and `status` (`active`, `inactive`) of provider and patient.
 These are the clinic's own; they may come along in a body and are ignored there. Any other unknown field is a 422.
@@ -70,77 +114,26 @@ These are the clinic's own; they may come along in a body and are ignored there.
 
 - PUT changes what is sent and leaves what is not. `null` clears, except `email`: there `null` is silently ignored and
   `""` clears. `""` anywhere else is a 422, so is `null` for a required field. On create `null` is the same as absent.
-- A lookup knows its filters (`npi`; `last_name` without regard to case, `birth_date`, `external_id`) and **ignores
+- A lookup knows its filters (those in the table; `last_name` without regard to case) and **ignores
   unknown and empty ones: then everything comes back**. Paged by `page` (from 1) and `per_page` (25, at most 50; more is
-  silently 50), in order of the key; `total` counts all hits. Inactive records are not found by lookups.
+  silently 50), in order of the key; `total` counts all hits. Inactive providers and patients are not found by lookups;
+  cancelled appointments and void prescriptions are, unless `status` says otherwise.
 - Duplicates are silently made: neither `external_id` nor `external_ref` is unique. Only a provider's npi is:
   `409 {"error": {"code": "duplicate", "message": "exists: <the other provider's name>"}}`.
+- One active prescription of each drug for a patient: a second one, equal in `rxnorm` (without one: in `drug`), is
+  `409 {"error": {"code": "duplicate", "message": "Doe, Jane has <drug>: prescription <id>"}}`. So the old one is voided
+  first, and in between the patient has none.
 - Errors echo values, with the patient's name:
   `422 {"error": {"code": "invalid", "message": "marital: 'WID' is not one of SNG, MAR, … for Doe, Jane",
   "fields": {"marital": "'WID' is not one of SNG, MAR, … for Doe, Jane"}}}`. A body that is no JSON object is
   `400 {"error": {"code": "malformed", "message": "cannot read: <the beginning of the body>"}}`.
 - No ETag, no version, no `updated_at`. `Idempotency-Key` is noted in the journal and otherwise ignored.
 - Keys come again after a restore: the numbers go back to the snapshot's, uuids do not.
-- A request that has arrived is carried out, whether or not the caller still listens.
 
-# The control plane (`/sandbox`, no key, never journalled, never subject to faults)
+# What the control plane tells
 
-| request | does |
-|---|---|
-| `GET /sandbox/journal?since=n` | NDJSON of the API requests with a number above n |
-| `GET /sandbox/history?since=n` | NDJSON of the applied changes, in the order in which they took effect |
-| `GET /sandbox/records` | NDJSON of all records; `?kind=patient`, `?duplicates=1` (active with a twin) narrow |
-| `POST /sandbox/faults` | adds a rule or a list of rules → `{"data": [rules]}`; 422 says what is wrong with one |
-| `GET /sandbox/faults` · `DELETE` | lists (with what is left of `times`) · removes all |
-| `POST /sandbox/edit` | somebody edits in the clinic's own screens; nothing is checked |
-| `POST /sandbox/snapshot` · `restore` | keeps · brings back records and numbers; journal and history go on |
-| `POST /sandbox/reset` | empty again: records, numbers, journal, history, snapshots, faults, late writes |
-
-`edit` takes `{"record": "patient/4701", "fields": {…}}`, or `{"record": …, "remove": true}` to take the row away;
-`snapshot` and `restore` take `{"name": "…"}` (default `default`).
-
-Journal line: `{"n", "method", "template", "path", "query", "received_at", "applied_at", "idempotency_key", "trace_id",
-"record", "body", "outcome", "status", "fault"}`. Times are seconds since 1970 (float); `template` is like
-`/api/patients/{uuid}`; `trace_id` is `x-trace-id`, else `traceparent`; `record` is `patient/4701`, `provider/3`,
-`problem/17`; `body` is the JSON that came (null if none or unreadable); `status` is what was answered (null: nothing);
-`fault` the kind of the rule that was applied. `outcome`: `pending` (has arrived, not carried out yet) · `applied` (a
-write was saved) · `read` · `refused` (the clinic said no) · `dropped` (a fault kept it from being carried out).
-
-History line: `{"n", "at", "record", "operation", "journal", "data"}`; operation is `create`, `update`, `delete`,
-`edit`, `remove` or `restore` (record null), `journal` the number of the request that did it (null for the control
-plane), `data` the record afterwards (as it was, where the row is gone). A write that changes nothing has its line too.
-
-Records line: `{"record", "kind", "status", "external_id", "copies", "data"}`; `external_id` is a provider's
-`external_ref` too. `copies` counts the active records of the kind that say they are the same: equal `external_id`; for
-problems equal patient, title, icd10 and onset. 1 is right; 0 = inactive. `data` is what the API answers.
-
-## Faults
-
-A rule: `{"match": {…}, "kind": …, "times": n, "skip": n, …}`.
-
-- `match`: all given parts must agree; `{}` is every API request. `method` · `path` (prefix) · `template` (exact, as in
-  the journal) · `fields` (body members equal).
-- `times`: how often it acts (null, the default: until removed); `skip`: lets so many matching requests by first.
-- The first rule in order that acts wins, one per request. `saves`: whether the request is carried out all the same.
-
-| kind | what the caller sees | own settings (defaults) |
-|---|---|---|
-| `status` | this status instead of the answer | `status` (500), `body`, `headers` ({}), `saves` (false) |
-| `delay` | the true answer, `seconds` after it was carried out or before | `seconds` (1), `saves` (false) |
-| `refuse` | connection closed (FIN) after the head, body unread, no answer | |
-| `reset_before` | RST, nothing saved | |
-| `reset_after` | RST, saved | |
-| `late` | RST or silence; saved `seconds` later | `seconds` (1), `answer` (`reset`, or `nothing`) |
-| `drip` | the true answer, one byte every `seconds` | `seconds` (0.5), `part` (`body`), `saves` (true) |
-| `hang` | silence until the caller hangs up | `saves` (false) |
-| `1xx` | `100 Continue` and `102 Processing` in turn for ever | `seconds` (0.5), `saves` (false) |
-
-- `status`: `body` is any JSON, a text is sent as text/html, null is no body; the default is an error of code `fault`.
-  So 429 with and without Retry-After (`"headers": {"Retry-After": "2"}`), 500 before and after saving, 502, 503, and a
-  200 with an error in its body are all this kind.
-- `delay`: waits, then carries out and answers; with `saves: true` carries out, then waits and answers.
-- `refuse` reads the body first as long as any rule has `match.fields`.
-- `drip`: `part: head` drips head and body; with `saves: false` an empty 200 is dripped.
-
-A connection refused is had by killing the process. Rules are kept in memory only: a restart has none.
+Records are named `provider/3`, `patient/4701` (its number), `problem/17`, `visit/1`, `appointment/1`,
+`prescription/1`, `vital/1`. `external_id` is a provider's `external_ref` too. Records are the same if their
+`external_id` is equal; problems: patient, title, icd10 and onset; prescriptions: patient, drug, rxnorm and written_on;
+vitals: patient, code, taken_at and value. `inactive`, `cancelled` and `void` ones stand there as deleted: no copy.
 """

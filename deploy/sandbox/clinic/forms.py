@@ -1,20 +1,11 @@
-"""What the clinic accepts in each field, and the words in which it refuses: they name values, as the real ones do.
-
-Pure: a form, a body and the record as it is go in, the new fields or complaints come out. It never stores anything.
-"""
+"""What the clinic accepts in each field. How a form is filled in is the witness's business."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import math
+from dataclasses import replace
 
-Fields = dict[str, object]
-Check = Callable[[object], bool]
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_LARGEST_KEY = 2**53
+from deploy.sandbox.witness.forms import Field, Form, email, is_key, moment, one_of, pattern, text
 
 # The post's list: states, the district, territories, armed forces.
 _STATES = (
@@ -23,73 +14,29 @@ _STATES = (
 )
 STATES = frozenset(_STATES.split())
 
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One column of a form; `blank_clears` is the column that is emptied by "" and deaf to null."""
-
-    accepts: Check
-    complaint: str
-    required: bool = False
-    blank_clears: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The columns of one kind of record and the names that are the clinic's own, ignored when they come along."""
-
-    fields: Mapping[str, Field]
-    own: frozenset[str]
-    defaults: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """A body laid over a record: its fields as they will be, and what is wrong with the body, by field."""
-
-    fields: Fields
-    complaints: dict[str, str]
-
-
-def text(longest: int, *, required: bool = False) -> Field:
-    def accepts(value: object) -> bool:
-        return isinstance(value, str) and 0 < len(value) <= longest and not _CONTROL.search(value)
-
-    return Field(accepts, f"is not a text of 1 to {longest} characters", required)
-
-
-def pattern(shape: str, like: str) -> Field:
-    compiled = re.compile(shape, re.ASCII)
-    return Field(lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None, f"is not like {like}")
-
-
-def one_of(*codes: str, required: bool = False) -> Field:
-    return Field(lambda value: isinstance(value, str) and value in codes, f"is not one of {', '.join(codes)}", required)
-
-
-def day(*, required: bool = False) -> Field:
-    return Field(_is_day, "is not a date like MM/DD/YYYY", required)
-
-
-def _is_day(value: object) -> bool:
-    if not isinstance(value, str) or not re.fullmatch(r"\d\d/\d\d/\d{4}", value, re.ASCII):
-        return False
-    try:
-        datetime.strptime(value, "%m/%d/%Y")
-    except ValueError:
-        return False
-    return True
-
-
-def is_key(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST_KEY
-
-
-def _is_email(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[^@\s]{1,60}@[^@\s]{1,39}", value) is not None
-
-
+_MOST_MINUTES = 1_440
 _PHONE = pattern(r"\d{3}-\d{3}-\d{4}", "###-###-####")
+_PROVIDER_ID = Field(is_key, "is not the id of a provider")
+
+
+def _day(*, required: bool = False) -> Field:
+    return moment(r"\d\d/\d\d/\d{4}", "%m/%d/%Y", "a date like MM/DD/YYYY", required=required)
+
+
+def _clock(*, required: bool = False) -> Field:
+    shape = r"\d\d/\d\d/\d{4} (0[1-9]|1[0-2]):\d\d [AP]M"
+    return moment(shape, "%m/%d/%Y %I:%M %p", "a time like MM/DD/YYYY hh:mm AM", required=required)
+
+
+def _number(least: float, most: float, *, whole: bool = False, required: bool = False) -> Field:
+    def accepts(value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            return False
+        return math.isfinite(value) and least <= value <= most
+
+    kind = "a whole number" if whole else "a number"
+    return Field(accepts, f"is not {kind} from {least} to {most}", required)
+
 
 PROVIDER = Form(
     {
@@ -108,18 +55,18 @@ PATIENT = Form(
         "last_name": text(60, required=True),
         "first_name": text(60),
         "middle_name": text(60),
-        "birth_date": day(),
+        "birth_date": _day(),
         "sex": one_of("F", "M", "O", "U", required=True),
         "phone_home": _PHONE,
         "phone_mobile": _PHONE,
-        "email": Field(_is_email, "is not an e-mail address", blank_clears=True),
+        "email": replace(email(), blank_clears=True),
         "street": text(80),
         "city": text(40),
         "state": Field(lambda value: value in STATES if isinstance(value, str) else False, "is not a state"),
         "zip": pattern(r"\d{5}(-\d{4})?", "#####-####"),
         "marital": one_of("SNG", "MAR", "DIV", "WDW", "SEP", "UNK"),
-        "provider_id": Field(is_key, "is not the id of a provider"),
-        "deceased_on": day(),
+        "provider_id": _PROVIDER_ID,
+        "deceased_on": _day(),
         "external_id": text(36),
     },
     own=frozenset({"number", "uuid", "status"}),
@@ -130,53 +77,64 @@ PROBLEM = Form(
     {
         "title": text(200, required=True),
         "icd10": pattern(r"ICD10:[A-Z]\d[0-9A-Z](\.[0-9A-Z]{1,4})?", "ICD10:E11.9"),
-        "onset": day(required=True),
-        "ended": day(),
+        "onset": _day(required=True),
+        "ended": _day(),
         "status": one_of("active", "ended"),
     },
     own=frozenset({"id", "patient_number"}),
     defaults={"status": "active"},
 )
 
+VISIT = Form(
+    {
+        "started": _clock(required=True),
+        "ended": _clock(),
+        "kind": one_of("OFFICE", "PHONE", "VIDEO", "HOME", "HOSPITAL", required=True),
+        "reason": text(200),
+        "provider_id": _PROVIDER_ID,
+        "status": one_of("open", "closed"),
+        "external_id": text(36),
+    },
+    own=frozenset({"id", "patient_number"}),
+    defaults={"status": "open"},
+)
 
-def fill_new(form: Form, body: Mapping[str, object]) -> Filled:
-    """Lay a body over an empty record; a required field that is missing or null is a complaint."""
-    empty = dict.fromkeys(form.fields) | dict(form.defaults)
-    sent = {name: value for name, value in body.items() if value is not None}
-    filled = fill(form, sent, empty)
-    missing = {name: "is required" for name, field in form.fields.items() if field.required and name not in sent}
-    return Filled(filled.fields, filled.complaints | missing)
+APPOINTMENT = Form(
+    {
+        "patient_number": Field(is_key, "is not the number of a patient", required=True),
+        "provider_id": _PROVIDER_ID,
+        "starts": _clock(required=True),
+        "minutes": _number(1, _MOST_MINUTES, whole=True, required=True),
+        "reason": text(200),
+        "status": one_of("booked", "arrived", "noshow", "cancelled"),
+        "external_id": text(36),
+    },
+    own=frozenset({"id"}),
+    defaults={"status": "booked"},
+)
 
+PRESCRIPTION = Form(
+    {
+        "drug": text(200, required=True),
+        "rxnorm": pattern(r"\d{1,8}", "########"),
+        "sig": text(200),
+        "quantity": _number(0, 100_000),
+        "refills": _number(0, 99, whole=True),
+        "written_on": _day(required=True),
+        "provider_id": _PROVIDER_ID,
+        "status": one_of("active", "ended"),
+    },
+    own=frozenset({"id", "patient_number"}),
+    defaults={"status": "active"},
+)
 
-def fill(form: Form, body: Mapping[str, object], current: Mapping[str, object]) -> Filled:
-    """Lay a body over a record: what is sent changes, what is not stays."""
-    fields, complaints = dict(current), dict[str, str]()
-    for name, value in body.items():
-        field = form.fields.get(name)
-        if field is None:
-            if name not in form.own:
-                complaints[name] = f"{value!r} is sent for a field that does not exist"
-        elif complaint := _complaint(field, value):
-            complaints[name] = complaint
-        else:
-            fields[name] = _stored(form, name, value, current)
-    return Filled(fields, complaints)
-
-
-def _complaint(field: Field, value: object) -> str | None:
-    if value is None:
-        return "is required" if field.required else None
-    if field.accepts(value) or (field.blank_clears and value == ""):
-        return None
-    return f"{value!r} {field.complaint}"
-
-
-def _stored(form: Form, name: str, value: object, current: Mapping[str, object]) -> object:
-    if value is None:
-        return current[name] if form.fields[name].blank_clears else form.defaults.get(name)
-    return None if value == "" else value
-
-
-def name_of(fields: Mapping[str, object]) -> str:
-    """Say whom a record is about, the way the clinic's error messages do."""
-    return f"{fields.get('last_name')}, {fields.get('first_name')}"
+VITAL = Form(
+    {
+        "code": one_of("BP_SYS", "BP_DIA", "PULSE", "TEMP", "WEIGHT", "HEIGHT", "SPO2", required=True),
+        "value": _number(0, 1_000, required=True),
+        "unit": one_of("mmHg", "/min", "C", "F", "kg", "lb", "cm", "in", "%", required=True),
+        "taken_at": _clock(required=True),
+    },
+    own=frozenset({"id", "patient_number"}),
+    defaults={},
+)

@@ -1,4 +1,4 @@
-"""The rules by which the clinic misbehaves: reading them, and picking the one that acts on a request.
+"""The rules by which a system misbehaves: reading them, and picking the one that acts on a request.
 
 Pure but for the counters of its own rules. How a fault looks on the wire is `visit.py`'s business.
 """

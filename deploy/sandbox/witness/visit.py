@@ -1,6 +1,6 @@
 """One API request from its arrival to its answer, and what each kind of fault does in between.
 
-The journal is written here. What the clinic decides is the desk's business, which rule acts the faults'.
+The journal is written here. What the system decides is the operation's business, which rule acts the faults'.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from http import HTTPStatus
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deploy.sandbox.clinic.desk import Answer, Desk, Operation, Refusal, Request
-from deploy.sandbox.clinic.faults import Kind, Rule
-from deploy.sandbox.clinic.store import Outcome, Store
-from deploy.sandbox.clinic.wire import Wire
+from deploy.sandbox.witness.faults import Kind, Rule
+from deploy.sandbox.witness.store import Store
+from deploy.sandbox.witness.system import Answer, Operation, Outcome, Refusal, Request
+from deploy.sandbox.witness.wire import Wire
 
 _NO_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
@@ -37,7 +37,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A request that is in the journal under its number, with the desk's operation for it or a refusal."""
+    """A request that is in the journal under its number, with the system's operation for it or a refusal."""
 
     store: Store
     connection: Connection
@@ -62,7 +62,7 @@ class Visit:
         if isinstance(self.operation, Refusal):
             return self.operation.answer
         try:
-            return self.operation(Desk(self.store), self.request)
+            return self.operation(self.request)
         except Refusal as refusal:
             return refusal.answer
 

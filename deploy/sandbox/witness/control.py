@@ -1,4 +1,4 @@
-"""The control plane under `/sandbox`: what tests and the demo ask the clinic and do to it behind the API's back.
+"""The control plane under `/sandbox`: what tests and the demo ask a system and do to it behind the API's back.
 
 It needs no key and leaves no line in the journal; it never runs into a fault.
 """
@@ -6,7 +6,7 @@ It needs no key and leaves no line in the journal; it never runs into a fault.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deploy.sandbox.clinic.faults import Faults, read_rules
-from deploy.sandbox.clinic.store import Kind, Record, Store
+from deploy.sandbox.witness.faults import Faults, read_rules
+from deploy.sandbox.witness.store import Record, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The endpoints, over the same store and rules as the API."""
+    """The endpoints, over the same store and rules as the API; `more` are a system's own."""
 
     store: Store
     faults: Faults
+    more: Sequence[Route] = ()
 
     def app(self) -> Starlette:
         return Starlette(
@@ -39,19 +40,20 @@ class Control:
                 Route("/sandbox/snapshot", self.snapshot, methods=["POST"]),
                 Route("/sandbox/restore", self.restore, methods=["POST"]),
                 Route("/sandbox/reset", self.reset, methods=["POST"]),
+                *self.more,
             ]
         )
 
     async def journal(self, request: Request) -> Response:
-        return _lines(self.store.journal(_since(request)))
+        return lines_of(self.store.journal(_since(request)))
 
     async def history(self, request: Request) -> Response:
-        return _lines(self.store.history(_since(request)))
+        return lines_of(self.store.history(_since(request)))
 
     async def records(self, request: Request) -> Response:
         kind, twins_only = request.query_params.get("kind"), request.query_params.get("duplicates")
         lines = [line for line in self.store.records() if kind in (None, line["kind"])]
-        return _lines(line for line in lines if not twins_only or line["copies"] > 1)
+        return lines_of(line for line in lines if not twins_only or line["copies"] > 1)
 
     async def list_faults(self, request: Request) -> Response:
         return JSONResponse({"data": [rule.shown() for rule in self.faults.rules]})
@@ -69,12 +71,12 @@ class Control:
         return Response(status_code=204)
 
     async def edit(self, request: Request) -> Response:
-        """Change or remove a record as somebody at the clinic's own screens would: nothing is checked."""
+        """Change or remove a record as somebody at the system's own screens would: nothing is checked."""
         wanted = await request.json()
         record = self._named(wanted.get("record", ""))
         if record is None:
             return _no(404, "record is like patient/4701 and must exist")
-        edited = Record(record.kind, record.key, record.data | wanted.get("fields", {}))
+        edited = record.having(**wanted.get("fields", {}))
         if wanted.get("remove"):
             self.store.remove(record, "remove", None)
         else:
@@ -84,7 +86,7 @@ class Control:
 
     def _named(self, name: str) -> Record | None:
         kind, _, key = name.partition("/")
-        return self.store.get(Kind(kind), int(key)) if kind in set(Kind) and key.isdecimal() else None
+        return self.store.get(kind, int(key)) if key.isdecimal() else None
 
     async def snapshot(self, request: Request) -> Response:
         self.store.snapshot(await _name(request))
@@ -114,5 +116,6 @@ def _no(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message}}, status)
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> Response:
+def lines_of(rows: Iterable[Mapping[str, Any]]) -> Response:
+    """Answer with one JSON object a line."""
     return Response("".join(json.dumps(row) + "\n" for row in rows), media_type="application/x-ndjson")

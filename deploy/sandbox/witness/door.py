@@ -1,44 +1,19 @@
-"""The ASGI application under `/api`: reads a request, finds its operation and the fault that meets it, lets it visit.
+"""The ASGI application under a system's API: reads a request, finds its operation and the fault that meets it.
 
 It never touches a record.
 """
 
 from __future__ import annotations
 
-import hmac
-import json
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 from urllib.parse import parse_qsl
 
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from deploy.sandbox.clinic.desk import OPERATIONS, Operation, Refusal, Request, template_of
-from deploy.sandbox.clinic.faults import Faults, Kind, Rule
-from deploy.sandbox.clinic.store import Arrival, Store
-from deploy.sandbox.clinic.visit import ACTS, Connection, Visit
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A request before its body: what was asked, when it came, and where the template's keys are."""
-
-    method: str
-    path: str
-    query: str
-    headers: Headers
-    template: str | None
-    keys: Mapping[str, str]
-    received_at: float
-
-    @classmethod
-    def of(cls, scope: Scope) -> Head:
-        query = scope["query_string"].decode("latin-1")
-        template, keys = template_of(scope["path"])
-        return cls(scope["method"], scope["path"], query, Headers(scope=scope), template, keys, time.time())
+from deploy.sandbox.witness.faults import Faults, Kind, Rule
+from deploy.sandbox.witness.store import Arrival, Store
+from deploy.sandbox.witness.system import Head, Operation, Refusal, Request, System
+from deploy.sandbox.witness.visit import ACTS, Connection, Visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +22,17 @@ class Door:
 
     store: Store
     faults: Faults
-    api_key: str
+    system: System
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = Head.of(scope)
+        head = Head.of(scope, self.system)
         look_inside = self.faults.look_inside
         rule = None if look_inside else self._pick(head, None)
         unread = rule is not None and rule.kind is Kind.REFUSE
         raw = b"" if unread else await _read(receive)
         if raw is None:
             return
-        body = _parse(raw)
+        body = self.system.read(head, raw)
         if look_inside:
             rule = self._pick(head, body)
         request = Request(self._arrive(head, body, rule), head.keys, dict(parse_qsl(head.query)), raw, body)
@@ -88,11 +63,10 @@ class Door:
         )
 
     def _operation(self, head: Head) -> Operation | Refusal:
-        if not hmac.compare_digest(head.headers.get("x-api-key", "").encode(), self.api_key.encode()):
-            return Refusal(401, "unauthorized")
-        if head.template is None:
-            return Refusal(404, "not_found", f"no {head.path}")
-        return OPERATIONS[head.template].get(head.method) or Refusal(405, "method", f"no {head.method}")
+        try:
+            return self.system.operation(head)
+        except Refusal as refusal:
+            return refusal
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -103,14 +77,3 @@ async def _read(receive: Receive) -> bytes | None:
         if not message.get("more_body", False):
             return b"".join(pieces)
     return None
-
-
-def _parse(raw: bytes) -> object:
-    try:
-        return json.loads(raw, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(word)

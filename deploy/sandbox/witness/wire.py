@@ -1,4 +1,4 @@
-"""What the clinic does to a connection beneath HTTP: cut it, close it, drip bytes, say nothing.
+"""What a fault does to a connection beneath HTTP: cut it, close it, drip bytes, say nothing.
 
 It never looks at a request. The transport comes from a uvicorn protocol subclass, through the ASGI scope.
 """
@@ -15,7 +15,7 @@ from typing import cast
 from starlette.types import Receive, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_TRANSPORT = "clinic.transport"
+_TRANSPORT = "witness.transport"
 _NO_LINGER = struct.pack("ii", 1, 0)
 _INTERIM = (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n")
 
