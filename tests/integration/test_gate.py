@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from worker.broker import address
-from worker.legacy import Answered, Outcome
+from worker.legacy import Answered, Outcome, Rate
 from worker.legacy.gate import FAILURES_MAX, LONGEST_WAIT_S, Closed, Gate, Pass
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ class Api:
     name: str
     concurrency: int = 3
     deadline_s: float = 20.0
+    rates: tuple[Rate, ...] = ()
 
 
 def eventually(fact: Callable[[], T | None], within_s: float = 15) -> T:
@@ -196,6 +197,71 @@ def test_the_place_of_a_dead_process_is_free_again(gates: tuple[Gate, Gate], mon
     eventually(lambda: entered if isinstance(entered := there.enter(api), Pass) else None)
 
 
+def test_several_rates_hold_at_once(gates: tuple[Gate, Gate]) -> None:
+    """Two a second and three an hour: a call counts until its answer is a span old, whichever process sent it."""
+    here, there = gates
+    api = Api(uuid4().hex, concurrency=9, rates=(Rate(2, "second"), Rate(3, "hour")))
+    calls = [passed(here, api), passed(there, api)]
+    full = there.enter(api)
+    assert isinstance(full, Closed)
+    assert full.full
+    assert 0 < full.wait_s <= 1
+    for call in calls:
+        here.leave(call, answered(Outcome.DONE))
+    third = eventually(lambda: entered if isinstance(entered := there.enter(api), Pass) else None)
+    there.leave(third, answered(Outcome.DONE))
+    full = here.enter(api)
+    assert isinstance(full, Closed)
+    assert 3590 < full.wait_s <= 3600
+
+
+def test_a_call_in_flight_counts_in_its_span(gates: tuple[Gate, Gate]) -> None:
+    """A slow call may come in at the last moment, so its second begins when it was answered."""
+    here, there = gates
+    api = Api(uuid4().hex, rates=(Rate(1, "second"),))
+    call = passed(here, api)
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() - began > 1.1 or None)
+    assert isinstance(there.enter(api), Closed)
+    here.leave(call, answered(Outcome.DONE))
+    left = time.monotonic()
+    eventually(lambda: entered if isinstance(entered := there.enter(api), Pass) else None)
+    assert time.monotonic() - left > 0.99
+
+
+def test_a_fixed_span_ends_by_the_clock(gates: tuple[Gate, Gate]) -> None:
+    """A quota that starts anew on the hour is waited for until then."""
+    here, there = gates
+    api = Api(uuid4().hex, rates=(Rate(1, "hour", fixed=True),))
+    here.leave(passed(here, api), answered(Outcome.DONE))
+    full = there.enter(api)
+    if isinstance(full, Pass):  # the hour was over just between the two
+        there.leave(full, None)
+        full = there.enter(api)
+    assert isinstance(full, Closed)
+    assert abs(full.wait_s - (3600 - time.time() % 3600)) < 5
+
+
+def test_429_without_a_word_holds_everybody_and_doubles(gates: tuple[Gate, Gate], api: Api) -> None:
+    """The API is alive: its calls are no failures, and each 429 in a row makes the rest twice as long."""
+    here, there = gates
+    for waits in (1, 2, 4):
+        call = eventually(lambda: entered if isinstance(entered := here.enter(api), Pass) else None)
+        assert not call.probe
+        here.leave(call, Answered(Outcome.NOT_DONE, "", 429))
+        closed = there.enter(api)
+        assert isinstance(closed, Closed)
+        assert waits - 1 < closed.wait_s <= waits
+        assert not closed.full
+
+
+def test_a_quota_that_is_used_up_holds_everybody(gates: tuple[Gate, Gate], api: Api) -> None:
+    """What an answer says of the quota counts even where the call itself was done."""
+    here, there = gates
+    here.leave(passed(here, api), answered(Outcome.DONE, retry_after_s=30))
+    assert isinstance(there.enter(api), Closed)
+
+
 def test_apis_do_not_close_each_others_gates(gates: tuple[Gate, Gate], api: Api) -> None:
     """Each API has its own gate."""
     fail(gates[0], api)
@@ -226,3 +292,4 @@ def test_while_redis_is_away_each_process_keeps_a_gate_of_its_own(api: Api, caps
     assert 0 < closed.wait_s <= 1
     said = "".join(capsys.readouterr())
     assert said.count("Redis is away") == 1
+    assert not gate.shared

@@ -4,11 +4,15 @@ It never knows FHIR, never runs SQL and never decides what should be written.
 """
 
 from worker.legacy.api import LegacyApi
-from worker.legacy.auth import ApiKey
-from worker.legacy.call import Body, Call, Find, LegacyRequest, Replace, Unsupported, json_body
-from worker.legacy.collection import Collection, Hit, Parents
-from worker.legacy.outcome import ANY, Answer, Answered, Means, Outcome
-from worker.legacy.wire import OMIT, Clear, Scalar, Wire, WireValue
+from worker.legacy.auth import ApiKey, Credential, Login, OAuth2
+from worker.legacy.body import Body, form_body, json_api, json_body
+from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.collection import Collection, Current, Hit, Parents
+from worker.legacy.jwt import signed_jwt
+from worker.legacy.outcome import ANY, Answer, Answered, Header, KeyPlaces, Means, Outcome
+from worker.legacy.rate import Quota, Rate
+from worker.legacy.token import NoToken, TokenRefused, TokenStore
+from worker.legacy.wire import OMIT, Clear, Constant, Scalar, Wire, WireValue
 
 __all__ = [
     "ANY",
@@ -20,17 +24,32 @@ __all__ = [
     "Call",
     "Clear",
     "Collection",
+    "Constant",
+    "Credential",
+    "Current",
     "Find",
+    "Header",
     "Hit",
+    "KeyPlaces",
     "LegacyApi",
     "LegacyRequest",
+    "Login",
     "Means",
+    "NoToken",
+    "OAuth2",
     "Outcome",
     "Parents",
+    "Quota",
+    "Rate",
     "Replace",
     "Scalar",
+    "TokenRefused",
+    "TokenStore",
     "Unsupported",
     "Wire",
     "WireValue",
+    "form_body",
+    "json_api",
     "json_body",
+    "signed_jwt",
 ]

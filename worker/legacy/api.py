@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -19,16 +19,19 @@ import httpx
 
 from worker.deadline import CallFailed, client, deadline
 from worker.errors import RoutesInvalid
-from worker.ledger.values import Operation
+from worker.ledger.values import Key
 from worker.legacy import outcome as answers
-from worker.legacy.call import Body, Call, Find, LegacyRequest, Replace, Unsupported, json_body, template
+from worker.legacy.body import Body, json_body
+from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported
 from worker.legacy.collection import Collection
-from worker.legacy.outcome import Answered, Means, NotJson, Outcome
+from worker.legacy.outcome import Answered, KeyPlaces, Means, NotJson, Outcome
+from worker.legacy.pages import on_same_host
+from worker.legacy.rate import Quota, Rate, retry_after
+from worker.legacy.template import template
+from worker.legacy.token import Shared, TokenStore
 from worker.legacy.wire import Clear, Wire
 
 How = TypeVar("How", Call | Unsupported, Call | Replace | Unsupported)
-
-_WITHOUT_BODY = frozenset({204, 205})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,15 +41,18 @@ class LegacyApi:
     Args:
         name: what operators call it; also names its gate.
         base_url: where all paths begin; constants of a path belong here.
-        auth: any httpx.Auth.
+        auth: ApiKey, OAuth2, Login, or any httpx.Auth.
         zone: the IANA name of the zone of the clinic's clocks on the wall.
         wire: how values are written.
+        body: how bodies are written: json_body, form_body, json_api(…).
         headers: sent with every request.
         record: where an answer holds the record, as a dotted path; "" is the top.
         items: where an answer holds the list.
         errors: paths to the API's own words for what went wrong.
         codes: the error codes by the path where they stand; only these are ever shown outside.
         means: answers that mean something else than their status says.
+        rates: how many requests it takes in a span, all processes together; several hold at once.
+        quota: the headers in which its answers tell how many requests are left.
         concurrency: requests in flight at once, all processes together.
         timeout_s: the longest that one step on the socket may take, in seconds.
         deadline_s: the longest that a request may take as a whole, in seconds.
@@ -69,6 +75,8 @@ class LegacyApi:
     errors: Sequence[str] = ()
     codes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     means: Means = field(default_factory=dict)
+    rates: Sequence[Rate] = ()
+    quota: Quota | None = None
     concurrency: int = 8
     timeout_s: float = 10.0
     deadline_s: float = 20.0
@@ -88,54 +96,82 @@ class LegacyApi:
             object.__setattr__(self, "zoneinfo", ZoneInfo(self.zone))
         except (LookupError, OSError, ValueError):
             raise RoutesInvalid(f"{self.name}: zone should be an IANA name like America/New_York") from None
+        if isinstance(self.auth, Shared):
+            self.auth.serve(self.name, self.base_url)
 
     def collection(
         self,
         name: str,
         *,
-        keys: Sequence[str],
+        keys: Sequence[str] | KeyPlaces,
         create: str | Call | Unsupported,
         update: str | Call | Replace | Unsupported,
         delete: str | Call | Unsupported,
         find: Find | Unsupported,
         read: str | Call | None = None,
+        undelete: str | Call | None = None,
         identity: Sequence[str] = (),
         record: str | None = None,
         items: str | None = None,
         wire: Wire | None = None,
+        body: Body | None = None,
         clear: Mapping[str, Clear] | None = None,
     ) -> Collection:
         """Declare one kind of record. What the API cannot do is said by `Unsupported(why)`.
 
         Args:
             name: the record's name in the API's own words.
-            keys: the fields of an answered record that together name it; the first is the link's.
+            keys: the fields of an answered record that together name it; the first is the link's. Where they stand
+                elsewhere in the answer, their names with a dotted path in the record, a `Header`, or `{field}` for a
+                key that is a mapped field of ours.
             create: the request that makes one; its answer must hold all keys.
             update: the request that changes one.
             delete: the request after which it is no more.
             find: how one is looked up.
             read: how one is read by its keys.
+            undelete: the request that brings a deleted record back under its old keys, sent with its mapped fields.
             identity: mapped fields that say whose record it is, compared whenever one is read.
             record: as for the API, where this kind differs.
             items: as for the API, where this kind differs.
             wire: as for the API, where this kind differs.
+            body: as for the API, where this kind differs.
             clear: what an update sends to clear a field, where it is not `wire.clear`.
         """
         return Collection(
             name=name,
             api=self,
             keys=tuple(keys),
+            key_places=dict(keys) if isinstance(keys, Mapping) else {name: name for name in keys},
             identity=tuple(identity),
             create=_call(create),
             update=_call(update),
             delete=_call(delete),
             find_by=find,
-            read_by=None if read is None else Call(read) if isinstance(read, str) else read,
+            read_by=Call(read) if isinstance(read, str) else read,
+            undelete=Call(undelete) if isinstance(undelete, str) else undelete,
             record=self.record if record is None else record,
             items=self.items if items is None else items,
             wire=wire or self.wire,
+            body=body or self.body,
             clear=dict(clear or {}),
         )
+
+    def known(self, kind: type[object] | str, *, keys: Sequence[str]) -> Collection:
+        """Declare records that only the legacy system makes, as users and facilities: linked by import, never written.
+
+        Args:
+            kind: the resource type that they are known as in Medplum.
+            keys: the names of their keys, as the import gives them.
+        """
+        name = kind if isinstance(kind, str) else kind.__name__
+        ours = Unsupported(f"only the legacy system makes a {name}: link it by import")
+        declared = self.collection(name, keys=keys, create=ours, update=ours, delete=ours, find=ours)
+        return replace(declared, known_as=name)
+
+    def bind(self, tokens: TokenStore) -> None:
+        """Keep this API's tokens where all workers find them. Until then each process has its own."""
+        if isinstance(self.auth, Shared):
+            self.auth.bind(self.name, tokens)
 
     def send(self, request: LegacyRequest, *, deadline_s: float) -> Answered:
         """Send one request, once, and say what became of it. Never raises for what the peer does.
@@ -168,6 +204,8 @@ class LegacyApi:
 
     def close(self) -> None:
         """Close this process's connections."""
+        if isinstance(self.auth, Shared):
+            self.auth.close()
         with self._lock:
             held = self._clients.pop(os.getpid(), None)
         if held is not None:
@@ -188,46 +226,72 @@ class LegacyApi:
             return self._clients[here]
 
     def _answered(self, request: LegacyRequest, response: httpx.Response) -> Answered:
-        status, trouble = response.status_code, ""
+        status, torn = response.status_code, False
         try:
             body = answers.parsed(response.content)
         except NotJson:
-            body, trouble = None, "with what is not JSON"
-        meant = answers.declared(status, body, request.means, self.means)
-        outcome = meant or answers.by_status(status, request.operation)
+            body, torn = None, True
         record = answers.at(body, request.collection.record if request.collection else self.record)
-        keys = answers.keys_of(record, request.collection.keys) if request.collection else None
-        if outcome is Outcome.DONE:
-            if meant is None and keys is None and self._says_no(request, body):
-                outcome, trouble = Outcome.REFUSED, "with an error in its body"
-            elif request.operation is Operation.CREATE and keys is None:
-                outcome, trouble = Outcome.UNKNOWN, trouble or "without its key"
-            elif meant is None and body is None and status not in _WITHOUT_BODY:
-                # A proxy's page or a cut-off answer; an API that says so little declares means={200: DONE}.
-                outcome, trouble = Outcome.UNKNOWN, trouble or "without a word"
-        detail = _detail(request, status, trouble, answers.code(body, self.codes), self._named(request, body, outcome))
+        found = self._found(request, record, response.headers)
+        keys = None if found is None else _whole(request, found)
+        meant, says_no = answers.declared(status, body, request.means, self.means), self._says_no(request, body)
+        outcome, odd = answers.judged(
+            status,
+            body,
+            meant=meant,
+            operation=request.operation,
+            keys=keys,
+            named=bool(found),
+            says_no=says_no,
+            torn=torn,
+        )
+        silent = outcome is Outcome.DONE and not says_no
+        names = () if silent else answers.named_fields(body, self.errors, request.names)
         return Answered(
             outcome=outcome,
-            detail=detail,
+            detail=_detail(request, status, odd, answers.code(body, self.codes), names),
             status=status,
             keys=keys,
             record=record if isinstance(record, dict) else None,
             body=body,
-            words=None if outcome is Outcome.DONE else answers.words(response.content, body, self.errors),
-            retry_after_s=answers.retry_after(response.headers.get("Retry-After"), datetime.now(UTC)),
+            words=None if silent else answers.words(response.content, body, self.errors),
+            retry_after_s=self._wait_s(response.headers),
+            etag=response.headers.get("ETag"),
             declared=meant is not None,
         )
+
+    def _found(self, request: LegacyRequest, record: object, headers: httpx.Headers) -> dict[str, Key] | None:
+        """Read the keys that an answer should hold; a Location that is not this API's own names no record of it."""
+        if request.collection is None:
+            return None
+        ours = [
+            (name, value)
+            for name, value in headers.multi_items()
+            if name.lower() != "location" or on_same_host(self.base_url, request.path, value)
+        ]
+        places = {name: place for name, place in request.collection.key_places.items() if name not in request.given}
+        return answers.keys_of(record, places, ours)
+
+    def _wait_s(self, headers: httpx.Headers) -> float | None:
+        """Read for how long the API asks for patience, by whichever header asks for most."""
+        now = datetime.now(UTC)
+        quota = self.quota.wait_s(headers, now) if self.quota is not None else None
+        waits = [wait for wait in (retry_after(headers.get("Retry-After"), now), quota) if wait is not None]
+        return max(waits, default=None)
 
     def _says_no(self, request: LegacyRequest, body: object) -> bool:
         """Tell whether a write that was answered as done has the API's words for an error in its body."""
         return request.operation is not None and any(answers.at(body, path) for path in self.errors)
 
-    def _named(self, request: LegacyRequest, body: object, outcome: Outcome) -> tuple[str, ...]:
-        return () if outcome is Outcome.DONE else answers.named_fields(body, self.errors, request.names)
-
 
 def _call(how: str | How) -> Call | How:
     return Call(how) if isinstance(how, str) else how
+
+
+def _whole(request: LegacyRequest, found: Mapping[str, Key]) -> dict[str, Key]:
+    """Put answered and chosen keys together, in the declared order: the first one is the link's."""
+    both = {**found, **request.given}
+    return {name: both[name] for name in request.collection.keys} if request.collection else both
 
 
 def _detail(request: LegacyRequest, status: int, trouble: str, code: str, names: Sequence[str]) -> str:

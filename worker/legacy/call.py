@@ -1,38 +1,25 @@
-"""How an operation on a kind of record is done, or why it cannot be. Pure: builds requests, never sends one.
-
-Everything in braces is a name: an own key (`{uuid}`), a mapped field (`{last_name}`), or a key of a linked record
-(`{patient.uuid}`).
-"""
+"""How an operation on a kind of record is done, or why it cannot be. Pure: builds requests, never sends one."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection as Names
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from worker.errors import BadKey, RoutesInvalid
-from worker.ledger.values import Operation
-from worker.legacy.outcome import Means
-from worker.legacy.wire import as_json
+from worker.errors import RoutesInvalid
+from worker.ledger.values import Key, Operation
+from worker.legacy.body import Body
+from worker.legacy.outcome import Header, Means
+from worker.legacy.template import names_in, template
+from worker.legacy.wire import Constant
 
 if TYPE_CHECKING:
     from worker.legacy.collection import Collection
 
-_BRACE = re.compile(r"\{([^{}]*)\}")
-_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
-_SEGMENTS = re.compile(r"[/\\]")
-_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-
-Body = Callable[[Mapping[str, object], Mapping[str, object]], tuple[str, bytes]]
-"""Turns fields and own keys into a content type and bytes."""
-
-
-def json_body(fields: Mapping[str, object], own_keys: Mapping[str, object]) -> tuple[str, bytes]:
-    """Write the fields as one JSON object. Own keys stay in the path."""
-    return "application/json", as_json(fields).encode()
+CURRENT = "current"
+"""The name before the dot for what the record holds now, as in `{current.version}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +35,48 @@ class Unsupported:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request. `means` says what an answer means that is not what its status says; `idempotency` names a header."""
+    """One request. A constant that is a single brace keeps the type of what stands there, as `{"drug": "{id}"}`.
+
+    Args:
+        request: its line, like "PUT /patients/{uuid}".
+        also: sent besides the mapped fields.
+        send: sent instead of them: a delete by status, for one. `also` goes along.
+        without: mapped fields, or with `over_current` fields of the record, that must not go along.
+        over_current: read the record, lay what is sent over it, send the whole: for a PUT that erases what is missing,
+            where not every column is ours.
+        headers: sent with this request, as `{"If-Match": "{current.etag}"}`.
+        means: answers that mean something else than their status says.
+        body: as for the collection, where this request differs.
+        idempotency: the header that takes a key which stays the same when the write is sent again.
+    """
 
     request: str
+    also: Mapping[str, Constant] = field(default_factory=dict, kw_only=True)
+    send: Mapping[str, Constant] | None = field(default=None, kw_only=True)
+    without: Names[str] = field(default=(), kw_only=True)
+    over_current: bool = field(default=False, kw_only=True)
+    headers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     means: Means = field(default_factory=dict, kw_only=True)
+    body: Body | None = field(default=None, kw_only=True)
     idempotency: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         template(self.request)
+        if isinstance(self.without, str):
+            raise RoutesInvalid(f"{self.request}: without is a list of names")
+        _ = self.names
+
+    @property
+    def names(self) -> frozenset[str]:
+        """List the names in braces, in the line as well as in constants and headers."""
+        return frozenset(template(self.request).names).union(
+            *(names_in(part) for part in (self.also, self.send, self.headers))
+        )
+
+    @property
+    def needs_current(self) -> bool:
+        """Tell whether the record has to be read before this request can be built."""
+        return self.over_current or any(name.startswith(f"{CURRENT}.") for name in self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +93,21 @@ class Replace:
 class Find:
     """How records are looked up.
 
-    `match` is compulsory, because APIs ignore filters that they do not know: a hit counts only if these mapped fields
-    are equal on our side (a mapping gives the record's own name for each). Braces without a value are left out of the
-    query. `page` names the parameter that counts pages from 1; they are asked for until one brings nothing new.
-    `before_create` looks before the first create as well, not only after an unknown outcome.
+    Args:
+        request: its line, like "GET /patients?name={last_name}". Braces without a value are left out of the query.
+        match: compulsory, because APIs ignore filters that they do not know: a hit counts only if these mapped fields
+            are equal on our side (a mapping gives the record's own name for each).
+        keys: where the keys stand in a hit, if not where they stand in the answer to a create.
+        page: the parameter that counts pages from 1; they are asked for until one brings nothing new.
+        next: where an answer names the address of its next page. One that leaves the API's own address is no answer.
+        before_create: look before the first create as well, not only after an unknown outcome.
     """
 
     request: str
     match: Sequence[str] | Mapping[str, str] = field(kw_only=True)
+    keys: Mapping[str, str] | None = field(default=None, kw_only=True)
     page: str = field(default="", kw_only=True)
+    next: str = field(default="", kw_only=True)
     means: Means = field(default_factory=dict, kw_only=True)
     before_create: bool = field(default=False, kw_only=True)
 
@@ -89,6 +116,13 @@ class Find:
             raise RoutesInvalid("Find needs match: the fields in which a hit must be equal on our side")
         if template(self.request).method != "GET":
             raise RoutesInvalid(f"{self.request}: a find only reads")
+        if self.page and self.next:
+            raise RoutesInvalid(f"{self.request}: page or next, not both")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """List the names in braces."""
+        return frozenset(template(self.request).names)
 
     def record_name(self, name: str) -> str:
         """Name the record's field that holds a mapped field."""
@@ -110,6 +144,7 @@ class LegacyRequest:
     operation: Operation | None
     means: Means = field(default_factory=dict, repr=False)
     names: frozenset[str] = frozenset()
+    given: Mapping[str, Key] = field(default_factory=dict, repr=False)  # keys that we chose, so that no answer need say
 
     def paged(self, parameter: str, number: int) -> LegacyRequest:
         """Return the same request for one page; without a parameter there is only one."""
@@ -117,57 +152,9 @@ class LegacyRequest:
             return self
         return replace(self, query="&".join(filter(None, (self.query, f"{quote(parameter, safe='')}={number}"))))
 
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A request line taken apart. `names` are those in its braces, in order."""
-
-    text: str
-    method: str
-    path: str
-    query: tuple[tuple[str, str], ...]
-    names: tuple[str, ...]
-
-    def fill_path(self, lookup: Callable[[str], object]) -> str:
-        """Fill the path's braces, each encoded so that it stays one segment.
-
-        Raises:
-            BadKey: a value is missing, empty, neither text nor a whole number, or has a dot segment, which servers and
-                clients resolve even where it is encoded.
-        """
-        return _BRACE.sub(lambda brace: quote(self._key(brace[1], lookup(brace[1])), safe=""), self.path)
-
-    def fill_query(self, lookup: Callable[[str], object]) -> str:
-        """Fill the query; a parameter one of whose names has no value is left out."""
-        pairs = []
-        for name, value in self.query:
-            given = {brace: lookup(brace) for brace in _BRACE.findall(value)}
-            if all(one is not None and one != "" for one in given.values()):
-                filled = _BRACE.sub(lambda brace, given=given: str(given[brace[1]]), value)  # type: ignore[misc]
-                pairs.append(f"{name}={quote(filled, safe='')}")
-        return "&".join(pairs)
-
-    def _key(self, name: str, value: object) -> str:
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise BadKey(f"{self.text}: {{{name}}} is missing, or is no key")
-        if any(segment.partition(";")[0].strip() in {"", ".", ".."} for segment in _SEGMENTS.split(str(value))):
-            raise BadKey(f"{self.text}: {{{name}}} is empty, or would change the path")
-        return str(value)
+    def moved(self, path: str, query: str) -> LegacyRequest:
+        """Return the same request for another path and query."""
+        return replace(self, path=path, query=query)
 
 
-@cache
-def template(text: str) -> Template:
-    """Take a request line like "PUT /patients/{patient.uuid}" apart.
-
-    Raises:
-        RoutesInvalid: it has no method, its path does not begin with one `/`, or a brace holds no name.
-    """
-    method, _, target = text.partition(" ")
-    path, _, query = target.partition("?")
-    if method not in _METHODS or not path.startswith("/") or path.startswith("//") or " " in target or "#" in target:
-        raise RoutesInvalid(f'"{text}" is not a request like "GET /patients/{{uuid}}"')
-    names = tuple(_BRACE.findall(target))
-    if any(not _NAME.fullmatch(name) for name in names) or set(_BRACE.sub("", target)) & {"{", "}"}:
-        raise RoutesInvalid(f'"{text}" has a brace that holds no name')
-    pairs = tuple((name, value) for name, _, value in (part.partition("=") for part in query.split("&") if part))
-    return Template(text, method, path, pairs, names)
+__all__ = ["CURRENT", "Call", "Find", "Header", "LegacyRequest", "Replace", "Unsupported", "template"]

@@ -6,16 +6,19 @@ A declaration, plus the few verbs that follow from it. It never knows FHIR, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
 from worker.ledger.values import Key, Operation
-from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported, template
-from worker.legacy.outcome import Answered, Outcome, at, keys_of
-from worker.legacy.wire import OMIT, Clear, Scalar, Wire, same
+from worker.legacy.body import Body
+from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
+from worker.legacy.pages import pages
+from worker.legacy.template import Lookup, filled, names_in, template
+from worker.legacy.wire import OMIT, Clear, Scalar, Wire
 
 if TYPE_CHECKING:
     from worker.legacy.api import LegacyApi
@@ -23,7 +26,14 @@ if TYPE_CHECKING:
 Parents = Mapping[str, Mapping[str, Key]]
 """Keys of the linked records by the name that the mapping gives the link."""
 
-_PAGES_MAX = 200
+
+class Current(dict[str, object]):
+    """A record as it was read, with the ETag that came along."""
+
+    etag: str | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +52,22 @@ class Collection:
     name: str
     api: LegacyApi = field(repr=False)
     keys: tuple[str, ...]
+    key_places: KeyPlaces
     identity: tuple[str, ...]
     create: Call | Unsupported
     update: Call | Replace | Unsupported
     delete: Call | Unsupported
     find_by: Find | Unsupported
     read_by: Call | None
+    undelete: Call | None
     record: str
     items: str
     wire: Wire
+    body: Body
     clear: Mapping[str, Clear]
+    known_as: str = ""  # the resource type whose records only the legacy system makes
+    names: frozenset[str] = field(init=False, repr=False)  # in braces: of lines, constants and headers
+    parents: frozenset[str] = field(init=False, repr=False)  # links that fill them: `patient` of `{patient.uuid}`
 
     def __post_init__(self) -> None:
         if not self.name or not self.keys:
@@ -62,6 +78,15 @@ class Collection:
             raise RoutesInvalid(f"{self.name}: {self.read_by.request}: a read only reads")
         if self.replace is not None and not (isinstance(self.create, Call) and isinstance(self.delete, Call)):
             raise RoutesInvalid(f"{self.name}: an update by Replace needs a create and a delete that the API can do")
+        if isinstance(self.create, Call) and self.create.needs_current:
+            raise RoutesInvalid(f"{self.name}: before a create there is no current record")
+        if self.read_by is None and any(isinstance(call, Call) and call.needs_current for call in self._calls):
+            raise RoutesInvalid(f"{self.name}: a request that needs the current record needs read")
+        names = frozenset().union(*(call.names for call in self._calls if isinstance(call, Call | Find)))
+        object.__setattr__(self, "names", names)
+        object.__setattr__(
+            self, "parents", frozenset(name.partition(".")[0] for name in names if "." in name) - {CURRENT}
+        )
 
     def supports(self, operation: Operation) -> bool:
         """Tell whether the API can do this to such records, if need be by replacing them."""
@@ -85,17 +110,19 @@ class Collection:
     def can_read(self) -> bool:
         return self.read_by is not None
 
+    def needs_current(self, operation: Operation, *, undelete: bool = False) -> bool:
+        """Tell whether `request` wants the record as `read` gives it, because the request is made of it."""
+        how = self.undelete if undelete else self._how(operation)
+        return isinstance(how, Call) and how.needs_current
+
     @property
     def requests(self) -> tuple[str, ...]:
         """List the request lines of all declared operations."""
-        calls = (self.create, self.update, self.delete, self.find_by, self.read_by)
-        return tuple(call.request for call in calls if isinstance(call, Call | Find))
+        return tuple(call.request for call in self._calls if isinstance(call, Call | Find))
 
     @property
-    def parents(self) -> frozenset[str]:
-        """Name the links that fill paths: `patient` of `{patient.uuid}`."""
-        names = (name for request in self.requests for name in template(request).names)
-        return frozenset(name.partition(".")[0] for name in names if "." in name)
+    def _calls(self) -> tuple[Call | Replace | Unsupported | Find | None, ...]:
+        return (self.create, self.update, self.delete, self.find_by, self.read_by, self.undelete)
 
     def write(self, value: Scalar) -> str | int | bool | Decimal | None:
         """Write one value as this collection's bodies want it. Raises Unmappable where there is no exact form."""
@@ -109,6 +136,8 @@ class Collection:
         parents: Parents,
         *,
         idempotency_key: str | None = None,
+        undelete: bool = False,
+        current: Mapping[str, object] | None = None,
     ) -> LegacyRequest:
         """Build the request for one write; pure.
 
@@ -119,21 +148,32 @@ class Collection:
             keys: the record's own keys; {} for a create.
             parents: the keys of linked records by link name.
             idempotency_key: sent if the call names a header for it.
+            undelete: build the declared `undelete` instead of the update.
+            current: the record as `read` gave it, where `needs_current` says so.
 
         Raises:
-            BadKey: a brace of the path has no value, or one that would change the path.
-            LegacyError: the API cannot do this operation.
+            BadKey: a brace has no value, or one that would change the path.
+            LegacyError: the API cannot do this operation, or the current record is missing.
         """
-        how = self._how(operation)
+        how = self.undelete if undelete else self._how(operation)
+        if how is None:
+            raise LegacyError(f"{self.name}: no undelete is declared")
         if isinstance(how, Unsupported):
             raise LegacyError(f"{self.name}: {operation} is not possible: {how.why}")
         if isinstance(how, Replace):
             raise LegacyError(f"{self.name}: an {operation} is a delete and a create")
-        body = {} if operation is Operation.DELETE else self._body(operation, fields)
-        content_type, payload = self.api.body(body, keys) if operation is not Operation.DELETE else (None, None)
-        headers = {how.idempotency: idempotency_key} if how.idempotency and idempotency_key else {}
-        lookup = self._lookup(fields, keys, parents)
-        return self._request(how, operation, lookup, headers, content_type, payload, frozenset(body))
+        if how.needs_current and current is None:
+            raise LegacyError(f"{self.name}: {how.request} needs the current record")
+        given = self._given(fields, how.request) if operation is Operation.CREATE else {}
+        keys = {**given, **keys}
+        lookup = self._lookup(fields, keys, parents, current)
+        body = self._body(how, operation, fields, lookup, current)
+        content_type, payload = (None, None) if body is None else (how.body or self.body)(body, keys)
+        headers = {name: str(filled(value, lookup, how.request)) for name, value in how.headers.items()}
+        if how.idempotency and idempotency_key:
+            headers[how.idempotency] = idempotency_key
+        request = self._request(how, operation, lookup, headers, content_type, payload, frozenset(body or ()))
+        return replace(request, given=given)
 
     def find(self, fields: Mapping[str, object], parents: Parents, *, deadline_s: float) -> list[Hit]:
         """Look for records that agree with these sent fields in all that `match` names; every page is read.
@@ -151,8 +191,12 @@ class Collection:
             raise LegacyError(f"{self.name}: find needs a value in one of {', '.join(how.match)}")
         request = self._request(how, None, self._lookup(fields, {}, parents))
         hits: dict[tuple[Key, ...], Hit] = {}
-        for record in self._records(how, request, time.monotonic() + deadline_s):
-            keys = keys_of(record, self.keys)
+        places = how.keys or {
+            name: name if isinstance(place, Header) or "{" in place else place
+            for name, place in self.key_places.items()
+        }
+        for record in pages(how, request, time.monotonic() + deadline_s):
+            keys = keys_of(record, places)
             if keys is None:
                 raise LegacyUnavailable(f"{request.template} answered with a record without its key")
             if not self.differing(fields, record, tuple(how.match)):
@@ -173,25 +217,58 @@ class Collection:
         if answered.outcome is Outcome.GONE:
             return None
         if answered.outcome is not Outcome.DONE or answered.record is None:
-            raise LegacyUnavailable(answered.detail, retry_after_s=answered.retry_after_s)
-        return answered.record
+            raise LegacyUnavailable(answered.detail, retry_after_s=answered.retry_after_s, status=answered.status)
+        current = Current(answered.record)
+        current.etag = answered.etag
+        return current
 
     def differing(
         self, fields: Mapping[str, object], record: Mapping[str, object], names: Sequence[str] | None = None
     ) -> tuple[str, ...]:
-        """Name the sent fields (or only those of `names`) that a record holds otherwise, as `same` judges it."""
+        """Name the sent fields (or only those of `names`) that a record holds otherwise, as the wire judges it."""
         own_name = self.find_by.record_name if isinstance(self.find_by, Find) else str
         asked = fields if names is None else names
-        return tuple(name for name in asked if not same(fields.get(name), at(record, own_name(name))))
+        zone = self.api.zoneinfo
+        return tuple(name for name in asked if not self.wire.same(fields.get(name), at(record, own_name(name)), zone))
 
     def _how(self, operation: Operation) -> Call | Replace | Unsupported:
-        return {Operation.CREATE: self.create, Operation.UPDATE: self.update, Operation.DELETE: self.delete}[operation]
+        match operation:
+            case Operation.CREATE:
+                return self.create
+            case Operation.DELETE:
+                return self.delete
+        return self.update
 
-    def _body(self, operation: Operation, fields: Mapping[str, object]) -> dict[str, object]:
-        sent = {
-            name: self._sent(operation, value, self.clear.get(name, self.wire.clear)) for name, value in fields.items()
+    def _given(self, fields: Mapping[str, object], request: str) -> dict[str, Key]:
+        """Return the keys of a new record that we choose ourselves."""
+        places = {name: place for name, place in self.key_places.items() if isinstance(place, str) and names_in(place)}
+        keys = {name: filled(place, fields.get, request) for name, place in places.items()}
+        return {name: key if isinstance(key, int) else str(key) for name, key in keys.items()}
+
+    def _body(
+        self,
+        how: Call,
+        operation: Operation,
+        fields: Mapping[str, object],
+        lookup: Lookup,
+        current: Mapping[str, object] | None,
+    ) -> dict[str, object] | None:
+        """Put together what is sent: over the current record the mapped fields, or `send`, and over them `also`."""
+        if operation is Operation.DELETE and how.send is None and not how.also and not how.over_current:
+            return None
+        mapped = fields if how.send is None and operation is not Operation.DELETE else {}
+        sent: dict[str, object] = {
+            name: self._sent(operation, value, self.clear.get(name, self.wire.clear)) for name, value in mapped.items()
         }
-        return {name: value for name, value in sent.items() if value is not OMIT}
+        for constants in (how.send or {}, how.also):
+            sent |= self._constants(constants, lookup, how.request)
+        if how.over_current:
+            sent = _laid_over(current or {}, sent)
+        return {name: value for name, value in sent.items() if value is not OMIT and name not in how.without}
+
+    def _constants(self, constants: Mapping[str, object], lookup: Lookup, request: str) -> dict[str, object]:
+        zone = self.api.zoneinfo
+        return {name: self.wire.constant(filled(value, lookup, request), zone) for name, value in constants.items()}
 
     def _sent(self, operation: Operation, value: object, clear: Clear) -> object:
         if value is None:
@@ -201,15 +278,22 @@ class Collection:
             return {name: member for name, member in members.items() if member is not OMIT}
         if isinstance(value, list | tuple):
             return [None if entry is None else self._sent(operation, entry, self.wire.clear) for entry in value]
-        return value
+        return self.wire.key(value)
 
     def _lookup(
-        self, fields: Mapping[str, object], keys: Mapping[str, Key], parents: Parents
-    ) -> Callable[[str], object]:
+        self,
+        fields: Mapping[str, object],
+        keys: Mapping[str, Key],
+        parents: Parents,
+        current: Mapping[str, object] | None = None,
+    ) -> Lookup:
         def lookup(name: str) -> object:
-            parent, dot, key = name.partition(".")
+            first, dot, rest = name.partition(".")
+            if first == CURRENT and dot:
+                held = (current or {}).get(rest)
+                return current.etag if held is None and rest == "etag" and isinstance(current, Current) else held
             if dot:
-                return parents.get(parent, {}).get(key)
+                return parents.get(first, {}).get(rest)
             return keys.get(name) if name in self.keys else fields.get(name)
 
         return lookup
@@ -218,7 +302,7 @@ class Collection:
         self,
         how: Call | Find,
         operation: Operation | None,
-        lookup: Callable[[str], object],
+        lookup: Lookup,
         headers: Mapping[str, str] | None = None,
         content_type: str | None = None,
         body: bytes | None = None,
@@ -239,27 +323,11 @@ class Collection:
             names=names,
         )
 
-    def _records(self, how: Find, request: LegacyRequest, ends_at: float) -> Iterator[Mapping[str, object]]:
-        before: list[Mapping[str, object]] = []
-        for number in range(1, _PAGES_MAX + 1):
-            page = self._page(request.paged(how.page, number), max(0.0, ends_at - time.monotonic()))
-            if not page or page == before:  # an API that does not know the parameter gives the same page for ever
-                return
-            yield from page
-            if not how.page:
-                return
-            before = page
-        raise LegacyUnavailable(f"{request.template}: more than {_PAGES_MAX} pages: does the API know the filter?")
 
-    def _page(self, request: LegacyRequest, deadline_s: float) -> list[Mapping[str, object]]:
-        answered: Answered = self.api.send(request, deadline_s=deadline_s)
-        if answered.outcome is Outcome.GONE and answered.declared:
-            return []
-        items = at(answered.body, self.items)
-        if answered.outcome is not Outcome.DONE or not isinstance(items, list):
-            why = answered.detail if answered.outcome is not Outcome.DONE else f"{answered.detail}: no list in it"
-            raise LegacyUnavailable(why, retry_after_s=answered.retry_after_s)
-        records = [entry for entry in items if isinstance(entry, Mapping)]
-        if len(records) != len(items):
-            raise LegacyUnavailable(f"{answered.detail}: not a list of records")
-        return records
+def _laid_over(current: Mapping[str, object], sent: Mapping[str, object]) -> dict[str, object]:
+    """Lay what is sent over what is there, object by object; what is left out when cleared goes."""
+    whole = dict(current)
+    for name, value in sent.items():
+        held = whole.get(name)
+        whole[name] = _laid_over(held, value) if isinstance(held, Mapping) and isinstance(value, Mapping) else value
+    return {name: value for name, value in whole.items() if value is not OMIT}

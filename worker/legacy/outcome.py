@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum
 from http import HTTPStatus
 from typing import Final
@@ -20,7 +18,7 @@ from worker.ledger.values import Key, Operation
 from worker.legacy.wire import as_json, same
 
 _WORDS_MAX = 16 * 1024
-_RETRY_AFTER_MAX_S = 24 * 3600.0
+_WITHOUT_BODY = frozenset({204, 205})
 
 
 class Outcome(StrEnum):
@@ -33,6 +31,7 @@ class Outcome(StrEnum):
     GONE = "gone"  # the record is not there (any more)
     EXISTS = "exists"  # a create met a record that is there already: find it
     CONFLICT = "conflict"  # the record is not what it was
+    ACCEPTED = "accepted"  # only in declarations: taken, and done later
 
 
 class Anything(Enum):
@@ -60,6 +59,31 @@ class Answer:
         return (not self.has or found is not None) if self.equal is ANY else same(self.equal, found)
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header of an answer, or the part of it after the last `after` and before the first `before`.
+
+    `Header("Location", after="/")` is a record's key, `Header("Set-Cookie", after="SESSION=", before=";")` a cookie.
+    """
+
+    name: str
+    after: str = ""
+    before: str = ""
+
+    def taken(self, headers: Sequence[tuple[str, str]]) -> str | None:
+        """Return this part of the first header that has it."""
+        parts = (self._part(value) for name, value in headers if name.lower() == self.name.lower())
+        return next((part for part in parts if part), None)
+
+    def _part(self, value: str) -> str:
+        if self.before:
+            value = value.partition(self.before)[0]
+        if not self.after:
+            return value.strip()
+        _, found, part = value.removesuffix(self.after).rpartition(self.after)
+        return part.strip() if found else ""
+
+
 Means = Mapping[int | Answer, Outcome]
 """Answers that mean something else than their status says; the first that fits wins."""
 
@@ -76,6 +100,7 @@ class Answered:
     body: object = field(default=None, repr=False)
     words: bytes | None = field(default=None, repr=False)
     retry_after_s: float | None = None
+    etag: str | None = field(default=None, repr=False)
     declared: bool = False  # the outcome is one that the declaration names, not what the status says by itself
 
 
@@ -108,6 +133,45 @@ def by_status(status: int, operation: Operation | None) -> Outcome:
     return Outcome.REFUSED if client_error else Outcome.UNKNOWN
 
 
+def judged(
+    status: int,
+    body: object,
+    *,
+    meant: Outcome | None,
+    operation: Operation | None,
+    keys: Mapping[str, Key] | None,
+    named: bool,
+    says_no: bool,
+    torn: bool,
+) -> tuple[Outcome, str]:
+    """Say what became of a request, and in words without values what is odd about its answer.
+
+    Args:
+        status: of the answer.
+        body: of the answer; None if it has none, or is not JSON.
+        meant: what the answer was declared to mean.
+        operation: None is a read.
+        keys: those of the record, chosen by us or answered.
+        named: whether the answer itself holds a key.
+        says_no: whether the API's words for an error stand in it.
+        torn: whether it is not JSON.
+    """
+    outcome = meant or by_status(status, operation)
+    creates, odd = operation is Operation.CREATE, "with what is not JSON" if torn else ""
+    if outcome is Outcome.ACCEPTED:
+        return (Outcome.UNKNOWN, "that it will be done") if creates and keys is None else (Outcome.DONE, "")
+    if outcome is not Outcome.DONE:
+        return outcome, odd
+    if meant is None and not named and says_no:
+        return Outcome.REFUSED, "with an error in its body"
+    if creates and keys is None:
+        return Outcome.UNKNOWN, odd or "without its key"
+    if meant is None and not named and body is None and status not in _WITHOUT_BODY:
+        # A proxy's page or a cut-off answer; an API that says so little declares means={200: DONE}.
+        return Outcome.UNKNOWN, odd or "without a word"
+    return outcome, odd
+
+
 def at(body: object, path: str) -> object:
     """Return what stands at a dotted path, None where nothing does. The empty path is the whole."""
     for name in filter(None, path.split(".")):
@@ -120,11 +184,18 @@ def at(body: object, path: str) -> object:
     return body
 
 
-def keys_of(record: object, names: Sequence[str]) -> dict[str, Key] | None:
+Headers = Sequence[tuple[str, str]]
+KeyPlaces = Mapping[str, "str | Header"]
+"""Where each key of a record stands: a dotted path in it, a header of the answer, or `{field}`: we choose it."""
+
+
+def keys_of(record: object, places: KeyPlaces, headers: Headers = ()) -> dict[str, Key] | None:
     """Return a record's keys by name, each in the JSON type that it came in; None unless all are there."""
-    found = {name: at(record, name) for name in names}
+    found = {
+        name: place.taken(headers) if isinstance(place, Header) else at(record, place) for name, place in places.items()
+    }
     keys = {name: key for name, key in found.items() if isinstance(key, str | int) and not isinstance(key, bool)}
-    return keys if len(keys) == len(names) and all(str(key).strip() for key in keys.values()) else None
+    return keys if len(keys) == len(places) and all(str(key).strip() for key in keys.values()) else None
 
 
 class NotJson(ValueError):
@@ -179,18 +250,3 @@ def _names(value: object) -> Iterator[str]:
             yield from _names(entry)
     elif isinstance(value, str):
         yield value
-
-
-def retry_after(header: str | None, now: datetime) -> float | None:
-    """Read a Retry-After header, seconds or an HTTP date, as seconds from now: at least 0, at most a day."""
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(header)
-        except ValueError:
-            return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds()
-    return min(max(seconds, 0.0), _RETRY_AFTER_MAX_S) if seconds == seconds else None  # noqa: PLR0124 — NaN is not

@@ -7,7 +7,7 @@ and reconcile speak one language.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
@@ -19,6 +19,9 @@ from worker.errors import Unmappable
 
 Scalar = str | int | bool | Decimal | date | datetime | time | timedelta | None
 """What a mapping may return for one field, besides links, lists and nested objects of these."""
+
+Constant = Scalar | Sequence["Constant"] | Mapping[str, "Constant"]
+"""What a declaration may send besides mapped fields."""
 
 WireValue = str | int | bool | Decimal | None | Sequence["WireValue"] | Mapping[str, "WireValue"]
 """A value as the body holds it."""
@@ -78,10 +81,74 @@ class Wire:
             case _:
                 raise Unmappable(f"a {type(value).__name__} cannot be written: return text, a number, a date or a list")
 
+    def constant(self, value: object, zone: ZoneInfo) -> object:
+        """Write what a declaration sends besides mapped fields, however deep it is."""
+        if isinstance(value, Mapping):
+            return {name: self.constant(entry, zone) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.constant(entry, zone) for entry in value]
+        return self.write(value, zone)  # type: ignore[arg-type]  # any other type is refused there
+
+    def key(self, value: object) -> object:
+        """Write a linked record's key: a number becomes text only where all numbers do."""
+        is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
+        return str(value) if is_number and self.numbers == "text" else value
+
+    def same(self, sent: object, held: object, zone: ZoneInfo) -> bool:
+        """Tell whether what was sent and what the API holds say the same, as `same` does and by these formats besides.
+
+        A boolean equals the word for it, and two texts that are one date or time are equal: APIs give back
+        "2024-02-01T00:00:00" for "02/01/2024".
+        """
+
+        def alike(one: object, other: object) -> bool:
+            if isinstance(one, bool) is not isinstance(other, bool):
+                one, other = self._boolean(one), self._boolean(other)
+            if one == other or not (isinstance(one, str) and isinstance(other, str)):
+                return bool(one == other)
+            if one.isdecimal() and other.isdecimal():  # two numbers that one format may read alike
+                return False
+            forms = (self.datetime, self.date, self.time)
+            moment = _moment(one, forms, zone)
+            return moment is not None and moment == _moment(other, forms, zone)
+
+        return same(sent, held, alike)
+
+    def _boolean(self, value: object) -> object:
+        words = (*self.boolean, str(self.boolean[0]), str(self.boolean[1]))
+        return value if isinstance(value, bool) or value not in words else value in words[::2]
+
     def _number(self, value: int | Decimal) -> int | Decimal | str:
         if isinstance(value, Decimal) and not value.is_finite():
             raise Unmappable("not a finite number")
         return value if self.numbers == "numbers" else f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+Moment = tuple[datetime, bool]
+"""A date, or a date with a time, as wall clock; and whether it is a time alone."""
+
+
+def _moment(text: str, forms: Sequence[str], zone: ZoneInfo) -> Moment | None:
+    """Read a date or time by the first of these forms (with a date, date, time alone) that it has, else as ISO 8601."""
+    for place, form in enumerate(forms):
+        try:
+            return datetime.strptime(text, form).replace(tzinfo=None), place == len(forms) - 1
+        except ValueError:
+            continue
+    return _iso_moment(text, zone)
+
+
+def _iso_moment(text: str, zone: ZoneInfo) -> Moment | None:
+    """Read ISO 8601 as people write it: its basic form looks like any number, and 10 would be what 1000 is."""
+    try:
+        if text[4:5] == "-":
+            found = datetime.fromisoformat(text)
+            return (found.astimezone(zone) if found.tzinfo else found).replace(tzinfo=None), False
+        if text[2:3] == ":":
+            return datetime.combine(date(1900, 1, 1), time.fromisoformat(text)), True  # the day that strptime takes
+    except (ValueError, OverflowError):
+        pass
+    return None
 
 
 def _formatted(value: date, form: str) -> str:
@@ -96,20 +163,24 @@ def _whole(value: timedelta, unit: timedelta, name: str) -> int:
     return count
 
 
-def same(sent: object, held: object) -> bool:
+def _equal(one: object, other: object) -> bool:
+    return bool(one == other)
+
+
+def same(sent: object, held: object, alike: Callable[[object, object], bool] = _equal) -> bool:
     """Tell whether two wire values say the same.
 
     Nothing is None, "" or absent; a number equals its text; text is compared without the spaces around it; of an object
-    only the sent names count, because the API may hold more.
+    only the sent names count, because the API may hold more. `alike` compares what is neither list nor object.
     """
     one, other = _plain(sent), _plain(held)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return all(same(value, other.get(name)) for name, value in one.items())
+        return all(same(value, other.get(name), alike) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, str) is not isinstance(other, str):
-        one, other = _numeric(one), _numeric(other)
-    return bool(one == other)
+        return len(one) == len(other) and all(same(*pair, alike) for pair in zip(one, other, strict=True))
+    if isinstance(one, str) is not isinstance(other, str) and _equal(_numeric(one), _numeric(other)):
+        return True
+    return alike(one, other)
 
 
 def _plain(value: object) -> object:

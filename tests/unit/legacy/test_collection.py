@@ -138,6 +138,38 @@ def test_declarations_that_cannot_be_are_refused() -> None:
         Unsupported(" ")
 
 
+def test_a_slip_in_a_constant_shows_at_import() -> None:
+    """Names in braces of constants and headers are read as those of the line are."""
+    slips: tuple[dict[str, Any], ...] = (
+        {"also": {"of": [{"id": "{patient.}"}]}},
+        {"send": {"id": "{"}},
+        {"headers": {"If-Match": "{}"}},
+        {"without": "id"},
+    )
+    for slip in slips:
+        with pytest.raises(RoutesInvalid):
+            Call("PUT /notes/{uuid}", **slip)
+
+
+def test_names_of_constants_are_known_as_those_of_paths_are() -> None:
+    """A parent that stands only in a body is needed all the same; what the record holds now is no parent."""
+    update = Call("PUT /notes/{uuid}", also={"by": "{author.id}"}, headers={"If-Match": "{current.etag}"})
+    notes = collection(update=update, read="GET /notes/{uuid}")
+    assert notes.parents == {"patient", "author"}
+    assert notes.names >= {"author.id", "current.etag", "patient.uuid", "uuid", "title", "on"}
+    assert notes.needs_current(Operation.UPDATE)
+    assert not notes.needs_current(Operation.CREATE)
+
+
+def test_a_constant_without_its_key_is_refused() -> None:
+    """An empty key in a body would be another record's, or none: nothing is sent, and the name is told."""
+    notes = collection(update=Call("PUT /notes/{uuid}", also={"by": "urn:{author.id}"}))
+    parents: list[Mapping[str, Mapping[str, Key]]] = [{}, {"author": {}}, {"author": {"id": ""}}]
+    for missing in parents:
+        with pytest.raises(BadKey, match=r"^PUT /notes/\{uuid\}: \{author.id\} has no value$"):
+            notes.request(Operation.UPDATE, {}, {"uuid": "n1"}, missing)
+
+
 @pytest.mark.parametrize(
     ("base_url", "zone", "named"),
     [
