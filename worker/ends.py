@@ -27,7 +27,7 @@ from worker.errors import (
     where,
 )
 from worker.ledger import Ledger
-from worker.ledger.answering import KeyMoved
+from worker.ledger.linking import KeyMoved
 from worker.ledger.values import Answer, Claim, Disposition, NotClaimed, Refusal, Settlement, Wait
 
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 120.0

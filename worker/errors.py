@@ -109,11 +109,11 @@ class LegacyError(ReverseSyncError):
 
 
 class LegacyUnavailable(LegacyError):
-    """A find or a read was not answered; nothing was written."""
+    """A find or a read was not answered; nothing was written. `status` is what was answered instead, if anything."""
 
-    def __init__(self, why: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, why: str, *, retry_after_s: float | None = None, status: int | None = None) -> None:
         super().__init__(why)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.status = retry_after_s, status
 
 
 class BadKey(LegacyError):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 from worker.ledger.values import Link, LinkState, OpenWrite, Operation
 from worker.mapping.results import MappedRecord
@@ -19,6 +20,11 @@ class Doubt(StrEnum):
 
     OTHER_COLLECTION = "the mapping now names another collection for a record that is there"
     OTHER_PARENT = "the record stands under another parent now; moving it is not declared"
+    RESTORED = "it lives again in Medplum, and its legacy record was deleted: a replay makes a new one"
+
+
+Moved = Literal["hold", "replace"]
+Restored = Literal["create", "undelete", "hold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,12 @@ class Step:
     unresolved: tuple[OpenWrite, ...] = ()
     look: bool = False
     doubt: Doubt | None = None
+    moves: bool = False  # an update under another parent: delete under the old one, create under the new
+    undelete: bool = False  # an update of a record that was deleted
+
+    @property
+    def creates_in_doubt(self) -> tuple[OpenWrite, ...]:
+        return tuple(write for write in self.unresolved if write.operation is Operation.CREATE)
 
 
 def plan(
@@ -45,6 +57,8 @@ def plan(
     *,
     now: datetime,
     is_written: Callable[[str, MappedRecord], bool],
+    moved: Moved = "hold",
+    restored: Restored = "create",
 ) -> tuple[Step, ...]:
     """List the steps that make the legacy records those that are wanted.
 
@@ -54,6 +68,8 @@ def plan(
         unresolved: announced writes without an outcome whose bound has passed.
         now: the database's time, for links that want a second look.
         is_written: says whether a link's digest is that of a record.
+        moved: what becomes of a record whose parent is another one now.
+        restored: what becomes of a record that was deleted and is wanted again.
     """
     known = {link.slot: link for link in links}
     wanted = {record.slot: record for record in _in_their_slots(records, known)}
@@ -63,7 +79,12 @@ def plan(
     steps = []
     for slot in sorted({*wanted, *known, *open_by_slot}):
         record, link, open_writes = wanted.get(slot), known.get(slot), tuple(open_by_slot.get(slot, ()))
-        steps.append(_step(slot, record, link, open_writes, now, is_written))
+        if record is None:
+            steps.append(_unwanted(slot, link, open_writes))
+        elif link is None or link.state not in THERE:
+            steps.append(_anew(record, link, open_writes, restored))
+        else:
+            steps.append(_kept(record, link, open_writes, now, is_written, moved))
     deletes_last = sorted(filter(None, steps), key=lambda step: step.operation is Operation.DELETE)
     return tuple(deletes_last)
 
@@ -87,31 +108,66 @@ def lacking(steps: Sequence[Step], known: Container[str]) -> str | None:
     return next((reference for reference in needed if reference not in known), None)
 
 
-def _step(
-    slot: str,
-    record: MappedRecord | None,
-    link: Link | None,
+def _unwanted(slot: str, link: Link | None, unresolved: tuple[OpenWrite, ...]) -> Step | None:
+    """Delete what is there or may be. A record that is half replaced is gone already, and only buried."""
+    undeleting = link is not None and _undeleting(link, unresolved)
+    if link is not None and (link.state in THERE or undeleting):
+        return Step(Operation.DELETE, slot, link=link, unresolved=unresolved)
+    if unresolved:
+        return Step(Operation.DELETE, slot, unresolved=unresolved)
+    half = link is not None and link.state is LinkState.HALF_REPLACED
+    return Step(None, slot, link=link) if half else None
+
+
+def _anew(record: MappedRecord, link: Link | None, unresolved: tuple[OpenWrite, ...], restored: Restored) -> Step:
+    """Make a record that is not there, or bring it back; a create in doubt is always looked up first."""
+    create = Step(Operation.CREATE, record.slot, record, link, unresolved)
+    if link is None or link.state is not LinkState.TOMBSTONE or create.creates_in_doubt:
+        return create
+    if _undeleting(link, unresolved) or (restored == "undelete" and _doubt(record, link, "hold") is None):
+        return Step(Operation.UPDATE, record.slot, record, link, unresolved, undelete=True)
+    return Step(None, record.slot, record, link, unresolved, doubt=Doubt.RESTORED) if restored == "hold" else create
+
+
+def _kept(
+    record: MappedRecord,
+    link: Link,
     unresolved: tuple[OpenWrite, ...],
     now: datetime,
     is_written: Callable[[str, MappedRecord], bool],
-) -> Step | None:
-    there = link if link is not None and link.state in THERE else None
-    if record is None:
-        return Step(Operation.DELETE, slot, link=there, unresolved=unresolved) if there or unresolved else None
-    if there is None:
-        return Step(Operation.CREATE, slot, record, link, unresolved)
-    if (doubt := _doubt(record, there)) is not None:
-        return Step(None, slot, record, there, unresolved, doubt=doubt)
-    look = there.look_at is not None and there.look_at <= now
-    look = look or any(write.operation is Operation.CREATE for write in unresolved)
-    written = not unresolved and there.digest is not None and is_written(there.digest, record)
-    return Step(None if written else Operation.UPDATE, slot, record, there, unresolved, look=look)
+    moved: Moved,
+) -> Step:
+    """Bring a record that is there in line."""
+    slot = record.slot
+    if (doubt := _doubt(record, link, moved)) is not None:
+        return Step(None, slot, record, link, unresolved, doubt=doubt)
+    moves = dict(link.parents) != dict(record.parents)
+    # where the new record is made first, a delete without an answer is that of the old one and says nothing of this one
+    doubtful = [each for each in unresolved if link.old_keys is None or each.operation is not Operation.REPLACE]
+    written = not moves and not doubtful and link.digest is not None and is_written(link.digest, record)
+    operation = None if written else Operation.UPDATE
+    step = Step(operation, slot, record, link, unresolved, moves=moves)
+    due = link.look_at is not None and link.look_at <= now
+    replaced = record.collection.replace
+    if replaced is not None and replaced.create_first and not moves and step.creates_in_doubt:
+        return step  # a record that it may have made takes the place of this one: it is no second record
+    return replace(step, look=due or bool(step.creates_in_doubt))
 
 
-def _doubt(record: MappedRecord, link: Link) -> Doubt | None:
+def _undeleting(link: Link, unresolved: Sequence[OpenWrite]) -> bool:
+    """Tell that a record which was deleted may be there again."""
+    updates = any(write.operation is Operation.UPDATE for write in unresolved)
+    return (
+        link.state is LinkState.TOMBSTONE
+        and updates
+        and not any(write.operation is Operation.CREATE for write in unresolved)
+    )
+
+
+def _doubt(record: MappedRecord, link: Link, moved: Moved) -> Doubt | None:
     if link.collection != record.collection.name:
         return Doubt.OTHER_COLLECTION
-    return Doubt.OTHER_PARENT if dict(link.parents) != dict(record.parents) else None
+    return Doubt.OTHER_PARENT if moved == "hold" and dict(link.parents) != dict(record.parents) else None
 
 
 def _in_their_slots(records: Sequence[MappedRecord], known: Mapping[str, Link]) -> Sequence[MappedRecord]:

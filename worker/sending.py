@@ -1,4 +1,4 @@
-"""One write at a time: look up what is in doubt, announce, send, record. `protocol.md` 3, step by step.
+"""The steps of one attempt, one after the other: look up what is in doubt, then write. `protocol.md` 3, 8, 9 and 11.
 
 Never decides what should be written; `plan` does. Never reads Medplum.
 """
@@ -6,66 +6,28 @@ Never decides what should be written; `plan` does. Never reads Medplum.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from worker.ends import Again, Fail, Hold
+from worker.calling import Budget, Caller
+from worker.comparing import edited, listed
+from worker.ends import Again, Hold, stop_for
+from worker.errors import LedgerUnavailable, ReverseSyncError
 from worker.ledger import Ledger
-from worker.ledger.values import (
-    Announced,
-    Announcement,
-    Answer,
-    Claim,
-    Keys,
-    LinkState,
-    OpenWrite,
-    Operation,
-    WriteOutcome,
-)
-from worker.legacy import Answered, Collection, Hit, Outcome
-from worker.legacy.gate import Gate, Pass
-from worker.mapping import MappedRecord, Route
-from worker.plan import Step
+from worker.ledger.values import Claim, Keys, Link, LinkState, OpenWrite, Operation, Origin
+from worker.legacy import Collection, Find, Hit
+from worker.legacy.gate import Gate
+from worker.looking import Looker, Sent, Target
+from worker.mapping import Conflict, MappedRecord, Route
+from worker.plan import Doubt, Step
+from worker.writing import Write, Writer
 
-LEAST_CALL_S = 1.0
-CLOSED_S = 0.25  # a gate that names a longer wait is closed; one that names a shorter one has all its calls in flight
-BUSY_PAUSES_S = (0.05, 0.1, 0.15, 0.2, 0.3)  # how long such a one is waited for, all in all
+HALF_REPLACED = "half-replaced"
+REFUSED_AS_DELETED = frozenset({"gone", "conflict"})  # how APIs answer an update of a record that is deleted
+_REASONS = {Doubt.OTHER_COLLECTION: "moved", Doubt.OTHER_PARENT: "moved", Doubt.RESTORED: "restored"}
 
-Parents = Mapping[str, Keys]
 T = TypeVar("T")
-
-
-class Budget:
-    """The time that one attempt may take, counted from its claim on a clock that nobody sets."""
-
-    def __init__(self, seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._monotonic, self._began = seconds, monotonic, monotonic()
-
-    def spent_s(self) -> float:
-        return self._monotonic() - self._began
-
-    def left_s(self, what: str) -> float:
-        left = self._seconds - self.spent_s()
-        if left < LEAST_CALL_S:
-            raise Again("budget", f"no time left for the {what}; what is done stays done", counts=False)
-        return left
-
-    def call_s(self, what: str, own_s: float) -> float:
-        """Give the next call its deadline in seconds: its own, or what is left if that is less."""
-        return min(own_s, self.left_s(what))
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The record that a write is for: where it goes, under which keys and parents."""
-
-    collection: Collection
-    slot: str
-    keys: Keys
-    parents: Mapping[str, str]
-    parent_keys: Parents
 
 
 class Sender:
@@ -85,18 +47,38 @@ class Sender:
         stopping: Callable[[], bool],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ledger, self._gate, self._claim, self._route = ledger, gate, claim, route
-        self._version_id, self._keys, self._budget = version_id, keys, budget
-        self._send_within_s, self._stopping, self._monotonic = send_within_s, stopping, monotonic
+        self._ledger, self._claim, self._route, self._keys = ledger, claim, route, keys
+        caller = Caller(gate, budget, stopping)
+        self._looker = Looker(ledger, caller, claim, keys)
+        self._writer = Writer(
+            ledger=ledger,
+            caller=caller,
+            claim=claim,
+            route=route,
+            version_id=version_id,
+            keys=keys,
+            send_within_s=send_within_s,
+            monotonic=monotonic,
+        )
         self._collections = {collection.name: collection for collection in route.collections}
-        self._unrecorded: tuple[int, Answer] | None = None
-        self.wrote = False
+        self._half = False  # the record of the step is deleted to be replaced, and the new one not yet made
+        self._notes: list[str] = []
+        self._linked = False
         self.left_behind: str | None = None
 
-    def last_answer(self) -> tuple[int, Answer] | None:
+    @property
+    def wrote(self) -> bool:
+        """Tell whether the legacy system holds something by this attempt."""
+        return self._writer.wrote or self._linked
+
+    @property
+    def rule(self) -> str | None:
+        """Say what a person should know of how the version was written; None where there is nothing to say."""
+        return "; ".join(filter(None, [self.left_behind, *self._notes])) or None
+
+    def last_answer(self) -> Any:
         """Hand over the answer that is not yet in the ledger."""
-        answer, self._unrecorded = self._unrecorded, None
-        return answer
+        return self._writer.last_answer()
 
     def take(self, step: Step) -> None:
         """Take one step.
@@ -104,56 +86,230 @@ class Sender:
         Raises:
             Again, Fail, Hold: the attempt ends; everything that was answered is recorded.
         """
-        self._record_last()
+        self._writer.record_last()
+        self._half = step.link is not None and step.link.state is LinkState.HALF_REPLACED
+        try:
+            self._take(step)
+        except LedgerUnavailable:
+            raise
+        except ReverseSyncError as trouble:
+            stop = stop_for(trouble)
+            if self._half and not isinstance(stop, Again):
+                raise half_replaced(str(stop)) from None
+            raise
+
+    def _take(self, step: Step) -> None:
         if step.doubt is not None:
-            raise Hold("moved", step.doubt)
+            raise Hold(_REASONS[step.doubt], step.doubt)
+        if step.link is not None and step.link.old_keys is not None:
+            self._delete_old(self._collection(step), step.link)
         if step.look:
-            self._look_for_a_second(step)
+            self._looker.second(_there(step.record), _there(step.link))
         match step.operation:
             case Operation.CREATE:
                 self._create(step)
+            case Operation.UPDATE if not step.undelete and (step.moves or _there(step.record).collection.replace):
+                self._replace(step)
             case Operation.UPDATE:
-                self._update(_there(step.record), _there(step.link).keys)
+                self._update(step, _there(step.link).keys)
             case Operation.DELETE:
                 self._delete(step)
-            case None if step.link is not None and step.link.state is LinkState.LEFT_BEHIND:
-                self._ledger.take_back(self._claim, step.slot)
+            case None if step.link is not None:
+                self._rest(step, step.link)
+
+    def _rest(self, step: Step, link: Link) -> None:
+        """Take marks off a record that is as it should be."""
+        if link.state is LinkState.LEFT_BEHIND:
+            self._ledger.take_back(self._claim, step.slot)
+        elif link.state is LinkState.HALF_REPLACED:
+            self._ledger.bury(self._claim, step.slot)
 
     def _create(self, step: Step) -> None:
         record = _there(step.record)
-        if self._cannot(Operation.CREATE, record.collection, step.slot):
+        collection = record.collection
+        if self._cannot(Operation.CREATE, collection, step.slot):
             return
-        found = self._find_unanswered(record.collection, step)
-        if found is not None:
-            self._update(record, found)
+        creates = step.creates_in_doubt
+        if creates and creates[-1].idempotency_key is not None and creates[-1].fields is not None:
+            self._repeat(creates[-1], step)
             return
-        target = Target(record.collection, record.slot, {}, record.parents, self._parents(record.parents))
-        if not self._send(Operation.CREATE, target, record, look_again=bool(step.unresolved)):
-            self._adopt_existing(target, record)
+        if creates:
+            hit = self._looker.unanswered(collection, creates, step.link)
+            if hit is not None:
+                self._adopt(creates[-1].id, creates[-1].parents, hit, step)
+                return
+        target = self._looker.target(collection, record.slot, {}, record.parents)
+        create = Write(Operation.CREATE, target, record, look_again=bool(creates))
+        if not creates and self._is_there(create, step):
+            return
+        if not self._writer.send(create):
+            self._adopt_existing(step, record)
+        self._half = False
 
-    def _update(self, record: MappedRecord, keys: Keys) -> None:
-        if self._cannot(Operation.UPDATE, record.collection, record.slot):
+    def _repeat(self, doubt: OpenWrite, step: Step) -> None:
+        """3d: send a create without an answer once more, word by word under its key: the API gives the same answer.
+
+        What is wanted by now is written next: a body that is another under the same key would be refused or ignored.
+        """
+        collection = self._collections.get(doubt.collection) or self._collection(step)
+        target = self._looker.target(collection, step.slot, {}, doubt.parents)
+        if not self._writer.send(Write(Operation.CREATE, target, repeats=doubt)):
+            self._adopt_existing(step, _there(step.record))
             return
-        target = Target(record.collection, record.slot, keys, record.parents, self._parents(record.parents))
-        self._check_identity(target, record.resolve(self._keys))
-        self._send(Operation.UPDATE, target, record)
+        self._writer.record_last()
+        self._half, self._linked = False, True
+        raise Again(
+            "repeated", "a create without an answer is answered now; what is wanted is written next", counts=False
+        )
+
+    def _is_there(self, create: Write, step: Step) -> bool:
+        """12: look before a create where the ledger was set back in time, or the declaration wants it."""
+        record, collection = _there(create.record), create.target.collection
+        declared = isinstance(collection.find_by, Find) and collection.find_by.before_create
+        if not (self._claim.recovering or declared):
+            return False
+        sent = Sent(record.resolve(self._keys), record.parents)
+        hit = self._looker.before_create(collection, sent, step.link)
+        if hit is None:
+            return False
+        self._writer.found(create, hit.keys, hit.record)
+        self._half, self._linked = False, True
+        self._notes.append("its record was there already, and is linked")
+        return True
+
+    def _adopt(
+        self, write_id: int, parents: Mapping[str, str], hit: Hit, step: Step, *, replaces: bool = False
+    ) -> None:
+        """Link what an unanswered create has made, and bring it in line; by the next attempt where that takes more."""
+        record = _there(step.record)
+        fields = record.resolve(self._keys)
+        agrees = dict(parents) == dict(record.parents) and not record.collection.differing(fields, hit.record)
+        by_replacing = record.collection.replace is not None
+        digest = self._writer.digest(record) if agrees and by_replacing else None
+        self._writer.adopt(write_id, hit.keys, hit.record, digest=digest, replaces=replaces)
+        self._half, self._linked = False, True
+        if by_replacing and agrees:
+            return
+        if by_replacing or dict(parents) != dict(record.parents):
+            raise Again("found", "the record of a create without an answer is linked, and written next", counts=False)
+        self._update(replace(step, link=None), hit.keys)
+
+    def _adopt_existing(self, step: Step, record: MappedRecord, *, replaces: bool = False) -> None:
+        """The API says that the record is there already: link it if it is certainly ours, then write."""
+        write_id, answer = _there(self._writer.last_answer())
+        if not self._ledger.record(write_id, answer):
+            raise Again("lease lost", "another attempt took over, or a person has to decide", counts=False)
+        sent = Sent(record.resolve(self._keys), record.parents)
+        hit = self._looker.existing(record.collection, sent, answer.detail)
+        self._adopt(write_id, record.parents, hit, step, replaces=replaces)
+
+    def _update(self, step: Step, keys: Keys) -> None:
+        record = _there(step.record)
+        if not step.undelete and self._cannot(Operation.UPDATE, record.collection, record.slot):
+            return
+        target = self._looker.target(record.collection, record.slot, keys, record.parents)
+        write = Write(Operation.UPDATE, target, record, undelete=step.undelete)
+        try:
+            self._writer.send(self._examined(write, step, record.resolve(self._keys)))
+        except Hold as held:
+            if held.reason not in REFUSED_AS_DELETED or not self._own_delete_may_have_landed(step):
+                raise
+            self._delete_again(step, target)
+
+    def _own_delete_may_have_landed(self, step: Step) -> bool:
+        """5: Medplum restored what we were deleting, and nobody answered the delete."""
+        deletes = any(write.operation is Operation.DELETE for write in step.unresolved)
+        return deletes and not step.undelete and self._route.conflict is not Conflict.HOLD
+
+    def _delete_again(self, step: Step, target: Target) -> None:
+        """5: send the delete once more for its answer; then the record is as any that was deleted before a restore."""
+        sent = self._ledger.last_sent(self._claim.reference, step.slot)
+        self._writer.send(self._examined(Write(Operation.DELETE, target), step, sent))
+        self._writer.record_last()
+        raise Again(
+            "restored", "our own delete had landed before the restore: the record is brought back next", counts=False
+        )
+
+    def _replace(self, step: Step) -> None:
+        """9: update by delete and create. A move deletes first, because the link knows one place."""
+        record, link = _there(step.record), _there(step.link)
+        if self._cannot(Operation.DELETE, record.collection, step.slot):
+            return
+        old = self._looker.target(record.collection, step.slot, link.keys, link.parents)
+        how = record.collection.replace
+        if how is not None and how.create_first and not step.moves:
+            self._create_first(step, record, link, old)
+            return
+        write = Write(Operation.REPLACE, old)
+        self._writer.send(self._examined(write, step, record.resolve(self._keys)))
+        self._half = True
+        half = replace(link, state=LinkState.HALF_REPLACED)
+        self._create(replace(step, link=half, unresolved=()))
+
+    def _create_first(self, step: Step, record: MappedRecord, link: Link, old: Target) -> None:
+        creates = step.creates_in_doubt
+        hit = self._looker.unanswered(record.collection, creates, link) if creates else None
+        if hit is not None:
+            self._adopt(creates[-1].id, creates[-1].parents, hit, step, replaces=True)
+        else:
+            target = self._looker.target(record.collection, step.slot, {}, record.parents)
+            examined = self._examined(Write(Operation.REPLACE, old), step, record.resolve(self._keys))
+            create = replace(
+                examined,
+                operation=Operation.CREATE,
+                target=target,
+                record=record,
+                replaces=True,
+                look_again=bool(creates),
+            )
+            if not self._writer.send(create):
+                self._adopt_existing(step, record, replaces=True)
+        self._delete_old(record.collection, replace(link, old_keys=link.keys))
+
+    def _delete_old(self, collection: Collection, link: Link) -> None:
+        """9: delete the record whose place another one has taken, if it is still the one that we wrote."""
+        old = self._looker.target(collection, link.slot, _there(link.old_keys), link.parents)
+        write = Write(Operation.REPLACE, old, of_old=True)
+        if collection.can_read and (collection.identity or collection.needs_current(Operation.DELETE)):
+            record = self._looker.read(old)
+            sent = self._ledger.last_sent(self._claim.reference, link.slot)
+            self._looker.check_identity(collection, sent or {}, record)
+            write = replace(write, current=record)
+        self._writer.send(write)
 
     def _delete(self, step: Step) -> None:
         collection = self._collection(step)
-        keys = step.link.keys if step.link is not None else self._find_unanswered(collection, step)
+        link = step.link
+        creates = step.creates_in_doubt
+        if link is not None and creates and collection.replace is not None and collection.replace.create_first:
+            link = self._taken_over(collection, link, creates)
+            step = replace(step, link=link)
+        hit = self._looker.unanswered(collection, creates, None) if link is None and creates else None
+        if hit is not None:
+            self._writer.adopt(creates[-1].id, hit.keys, hit.record)
+        keys = link.keys if link is not None else hit.keys if hit is not None else None
         if keys is None:
             self._ledger.lapse(self._claim, [write.id for write in step.unresolved])
+            self._ledger.bury(self._claim, step.slot)
             return
-        parents = step.link.parents if step.link is not None else step.unresolved[-1].parents
+        parents = link.parents if link is not None else creates[-1].parents
         if self._cannot(Operation.DELETE, collection, step.slot):
             return
-        target = Target(collection, step.slot, keys, parents, self._parents(parents))
-        sent = self._ledger.last_sent(self._claim.reference, step.slot) if collection.identity else None
-        if collection.identity and collection.can_read:
-            if sent is None:
-                raise Hold("identity", "nothing is known of what was written, so the record cannot be told to be ours")
-            self._check_identity(target, sent)
-        self._send(Operation.DELETE, target, None)
+        told_by_it = collection.can_read and (collection.identity or self._route.conflict is not Conflict.OFF)
+        sent = self._ledger.last_sent(self._claim.reference, step.slot) if told_by_it else None
+        if collection.identity and collection.can_read and sent is None:
+            raise Hold("identity", "nothing is known of what was written, so the record cannot be told to be ours")
+        target = self._looker.target(collection, step.slot, keys, parents)
+        self._writer.send(self._examined(Write(Operation.DELETE, target), step, sent))
+
+    def _taken_over(self, collection: Collection, link: Link, creates: tuple[OpenWrite, ...]) -> Link:
+        """9: a create without an answer may have made the record that takes this one's place; then both have to go."""
+        made = self._looker.unanswered(collection, creates, link)
+        if made is None:
+            return link
+        self._writer.adopt(creates[-1].id, made.keys, made.record, replaces=True)
+        self._delete_old(collection, replace(link, old_keys=link.keys))
+        return replace(link, keys=made.keys)
 
     def _cannot(self, operation: Operation, collection: Collection, slot: str) -> bool:
         """Tell whether the API has no such operation; a record that is there is then marked as left behind."""
@@ -163,204 +319,67 @@ class Sender:
         self._ledger.leave_behind(self._claim, slot, self.left_behind)
         return True
 
-    def _check_identity(self, target: Target, fields: Mapping[str, object]) -> None:
-        """3i: a legacy id can come again after a restore or a merge. What is gone, the write itself is told."""
-        collection = target.collection
-        if not collection.identity or not collection.can_read:
-            return
-        record = self._ask(
-            collection, lambda left_s: collection.read(target.keys, target.parent_keys, deadline_s=left_s)
-        )
-        others = () if record is None else collection.differing(fields, record, collection.identity)
-        if others:
-            raise Hold("identity", f"the legacy record under our key is not ours: {', '.join(others)} differ")
+    def _examined(self, write: Write, step: Step, fields: Mapping[str, object] | None) -> Write:
+        """Read the record that a write changes, where somebody wants to know what it says, and judge it.
 
-    def _find_unanswered(self, collection: Collection, step: Step) -> Keys | None:
-        """3d: a create without an answer is looked up before another is sent. Returns the keys of what was found."""
-        creates = [write for write in step.unresolved if write.operation is Operation.CREATE]
-        if not creates:
-            return None
-        if not collection.can_find:
-            raise Hold("no find", f"a create had no answer, and {collection.name} cannot be looked up: look by hand")
-        agreeing, differing = self._hits(collection, creates)
-        if differing or len(agreeing) > 1:
-            told = f"differ in {', '.join(sorted(differing))}" if differing else "are several"
-            raise Hold("found", f"a create had no answer, and the records that were found {told}: choose by hand")
-        if not agreeing:
-            return None
-        keys = agreeing[0]
-        self._adopt(creates[-1].id, keys)
-        return keys
+        `fields` are ours: those that should stand there, or that were last sent.
+        """
+        collection, link = write.target.collection, step.link
+        plain = Operation.DELETE if write.operation is Operation.REPLACE else write.operation
+        imported = link is not None and link.origin is Origin.IMPORTED and link.version_id is None
+        compared = link is not None and not (imported or step.undelete) and self._route.conflict is not Conflict.OFF
+        needed = collection.needs_current(plain, undelete=write.undelete)
+        kept = write.operation is Operation.REPLACE
+        read = collection.can_read and bool(collection.identity or needed or kept or compared or imported)
+        record = self._looker.read(write.target) if read else None
+        if fields is not None and collection.identity:
+            self._looker.check_identity(collection, fields, record, imported=imported)
+        image: Mapping[str, object] | None = record
+        if kept and not collection.can_read:
+            image = self._ledger.last_sent(self._claim.reference, step.slot)
+        examined = replace(write, current=record, keep=image if kept else None)
+        if imported:
+            return self._first_of_imported(examined, step, fields)
+        return self._of_others(examined, step, fields) if compared and record is not None else examined
 
-    def _hits(self, collection: Collection, creates: list[OpenWrite]) -> tuple[list[Keys], set[str]]:
-        """Find what unanswered creates may have made: keys that agree in all that was sent, and fields that differ."""
-        hits: dict[str, tuple[Keys, set[str]]] = {}
-        for write in creates:
-            fields = write.fields
-            if fields is None:
-                raise Hold(
-                    "no body", "a create had no answer, and without its body its record cannot be told: look by hand"
-                )
-            for hit in self._find(collection, fields, write.parents):
-                key = _first(hit.keys)
-                known = hits.get(key)
-                if known is None or not hit.differs:
-                    hits[key] = (hit.keys, set(hit.differs))
-        owned = self._ledger.owners(collection.name, list(hits)) if hits else {}
-        free = [hit for key, hit in hits.items() if key not in owned]
-        return [keys for keys, differs in free if not differs], {name for _, differs in free for name in differs}
+    def _first_of_imported(self, write: Write, step: Step, fields: Mapping[str, object] | None) -> Write:
+        """Show what an imported record says before its first write, and hold that if the route wants it."""
+        record, collection = write.current, write.target.collection
+        if record is None:
+            told = "" if collection.can_read else "it cannot be read, so nobody knows what this changes"
+        elif write.operation is Operation.DELETE:
+            told = "the write deletes it"
+        else:
+            told = listed(collection.differing(fields or {}, record))
+            told = told and f"it differs in {told}"
+        if not told:
+            return write
+        why = f"the first write to a record that was imported; {told}"
+        return self._held_or_noted(write, step, "imported", why, holds=self._route.imported == "hold")
 
-    def _adopt_existing(self, target: Target, record: MappedRecord) -> None:
-        """The API says that the record is there already: link it if it is certainly ours, then write."""
-        write_id, answer = _there(self._unrecorded)
-        self._record_last()
-        if not target.collection.can_find:
-            raise Hold("exists", f"{answer.detail}; it cannot be looked up: link it by hand")
-        fields = record.resolve(self._keys)
-        open_write = OpenWrite(
-            write_id,
-            target.slot,
-            target.collection.name,
-            Operation.CREATE,
-            self._claim.claimed_at,
-            fields,
-            target.parents,
-        )
-        agreeing, differing = self._hits(target.collection, [open_write])
-        if len(agreeing) != 1 or differing:
-            raise Hold("exists", f"{answer.detail}; no single record agrees in all that was sent: link it by hand")
-        self._adopt(write_id, agreeing[0])
-        self._update(record, agreeing[0])
+    def _of_others(self, write: Write, step: Step, fields: Mapping[str, object] | None) -> Write:
+        """11: see whether the record is what we know of it."""
+        record, link = _there(write.current), _there(step.link)
+        if link.baseline is None:
+            note = "nothing was known of what the record said: what is there now is taken for it"
+            return self._noted(write, note)
+        ours = [each.fields for each in step.unresolved if each.operation is not Operation.DELETE and each.fields]
+        others = edited(write.target.collection, fields or link.baseline, link.baseline, record, ours)
+        if not others:
+            return write
+        why = f"edited in the legacy system: {listed(others)}"
+        return self._held_or_noted(write, step, "conflict", why, holds=self._route.conflict is Conflict.HOLD)
 
-    def _adopt(self, write_id: int, keys: Keys) -> None:
-        if not self._ledger.record(write_id, Answer(WriteOutcome.FOUND, keys=keys)):
-            raise Again("lease lost", "another attempt took over, or the record is another's", counts=False)
+    def _held_or_noted(self, write: Write, step: Step, reason: str, why: str, *, holds: bool) -> Write:
+        if not holds or self._claim.lets_pass(reason):
+            return self._noted(write, why)
+        operation = Operation.UPDATE if write.operation is Operation.REPLACE else write.operation
+        ours = replace(write, operation=operation, record=step.record, keep=write.current)
+        raise self._writer.withhold(ours, reason, why)
 
-    def _look_for_a_second(self, step: Step) -> None:
-        """3d, once more after the bound: a create that was repeated may have landed twice."""
-        record, link = _there(step.record), _there(step.link)
-        collection = record.collection
-        sent = [(record.resolve(self._keys), dict(record.parents))]
-        for write in self._ledger.creates_in_doubt(self._claim.reference, link.slot):
-            if write.fields is not None and (dict(write.fields), dict(write.parents)) not in sent:
-                sent.append((dict(write.fields), dict(write.parents)))
-        others = {_first(hit.keys) for fields, parents in sent for hit in self._find(collection, fields, parents)}
-        others -= {_first(link.keys)}
-        if others - set(self._ledger.owners(collection.name, sorted(others))):
-            raise Hold(
-                "second record", "a repeated create has left a second record that nobody owns: remove it by hand"
-            )
-        self._ledger.looked(self._claim, link.id)
-
-    def _send(
-        self, operation: Operation, target: Target, record: MappedRecord | None, *, look_again: bool = False
-    ) -> bool:
-        """Announce, send and take the answer. Returns False where a create met a record that is there already."""
-        self._record_last()
-        collection, api = target.collection, target.collection.api
-        fields = record.resolve(self._keys) if record is not None else {}
-        request = collection.request(operation, fields, target.keys, target.parent_keys)
-        digest = self._ledger.sealer.digest(record.canonical()) if record is not None else None
-        with self._through(collection) as leave:
-            if self._stopping():
-                raise Again("stopping", "this worker is stopping", counts=False)
-            deadline_s = self._budget.call_s("write", api.deadline_s)
-            began = self._monotonic()
-            announced = self._ledger.announce(
-                self._claim,
-                Announcement(
-                    slot=target.slot,
-                    collection=collection.name,
-                    operation=operation,
-                    fields=fields,
-                    parents=target.parents,
-                    template=request.template,
-                    version_id=self._version_id,
-                    mapping_version=self._route.version,
-                    send_within_s=self._send_within_s,
-                    deadline_s=deadline_s,
-                    lands_within_s=api.lands_within_s,
-                    uses={each: self._keys[each] for each in record.references()} if record is not None else {},
-                ),
-            )
-            if self._monotonic() - began > self._send_within_s:
-                self._ledger.record(announced.id, Answer(WriteOutcome.WITHDRAWN, detail="too late to send"))
-                raise Again("withdrawn", "too late to send: the announcement took too long", counts=False)
-            answered = api.send(request, deadline_s=deadline_s)
-            leave(answered)
-        return self._took(operation, announced, answered, digest, look_again=look_again)
-
-    def _took(
-        self, operation: Operation, announced: Announced, answered: Answered, digest: str | None, *, look_again: bool
-    ) -> bool:
-        """Write down what a call came to; what ends the attempt is raised once it is in the ledger."""
-        gone_is_done = answered.outcome is Outcome.GONE and operation is Operation.DELETE
-        self._unrecorded = (
-            announced.id,
-            Answer(
-                outcome=None if answered.outcome is Outcome.UNKNOWN else WriteOutcome(answered.outcome),
-                status=answered.status,
-                detail=answered.detail,
-                words=answered.words,
-                keys=answered.keys if operation is Operation.CREATE else None,
-                digest=digest,
-                look_again=look_again,
-            ),
-        )
-        if answered.outcome is Outcome.DONE or gone_is_done:
-            self.wrote = True
-            return True
-        if answered.outcome is Outcome.EXISTS and operation is Operation.CREATE:
-            return False
-        self._record_last()
-        match answered.outcome:
-            case Outcome.UNKNOWN:
-                raise Again("unknown outcome", answered.detail, until=announced.bound)
-            case Outcome.NOT_DONE:
-                raise Again("legacy", answered.detail, after_s=answered.retry_after_s or 0.0)
-            case Outcome.GONE if operation is Operation.UPDATE:
-                raise Hold("gone", f"{answered.detail}: the legacy system no longer has the record that we wrote")
-            case Outcome.CONFLICT:
-                raise Hold("conflict", answered.detail)
-        raise Fail("refused", answered.detail)
-
-    def _find(self, collection: Collection, fields: Mapping[str, object], parents: Mapping[str, str]) -> list[Hit]:
-        keys = self._parents(parents)
-        return self._ask(collection, lambda left_s: collection.find(fields, keys, deadline_s=left_s))
-
-    def _ask(self, collection: Collection, call: Callable[[float], T]) -> T:
-        """Make a call that only reads, through the gate and within the budget."""
-        with self._through(collection):
-            return call(self._budget.call_s("look-up", collection.api.deadline_s))
-
-    @contextmanager
-    def _through(self, collection: Collection) -> Iterator[Callable[[Answered], None]]:
-        entered = self._enter(collection)
-        answers: list[Answered] = []
-        try:
-            yield answers.append
-        finally:
-            self._gate.leave(entered, answers[-1] if answers else None)
-
-    def _enter(self, collection: Collection) -> Pass:
-        """Take a pass of the gate. A full gate is waited for: giving the mirror back would waste its claim and read."""
-        for pause_s in (*BUSY_PAUSES_S, None):
-            entered = self._gate.enter(collection.api)
-            if isinstance(entered, Pass):
-                return entered
-            if self._stopping():
-                raise Again("stopping", "this worker is stopping", counts=False)
-            if pause_s is None or entered.wait_s >= CLOSED_S:
-                raise Again("gate", f"{collection.api.name} is given a rest", after_s=entered.wait_s, counts=False)
-            time.sleep(pause_s)
-        raise AssertionError("unreachable")
-
-    def _record_last(self) -> None:
-        if self._unrecorded is not None and not self._ledger.record(*_there(self.last_answer())):
-            raise Again("lease lost", "another attempt took over, or a person has to decide", counts=False)
-
-    def _parents(self, parents: Mapping[str, str]) -> Parents:
-        return {name: self._keys[reference] for name, reference in parents.items() if reference in self._keys}
+    def _noted(self, write: Write, note: str) -> Write:
+        self._notes.append(note)
+        return replace(write, keep=write.current or write.keep, notes=(*write.notes, note))
 
     def _collection(self, step: Step) -> Collection:
         name = step.link.collection if step.link is not None else step.unresolved[-1].collection
@@ -369,9 +388,9 @@ class Sender:
         return self._collections[name]
 
 
-def _first(keys: Keys) -> str:
-    """Give the key that names a record, as text."""
-    return str(next(iter(keys.values())))
+def half_replaced(why: str) -> Hold:
+    """Hold what lost its old record and has no new one: never to be overlooked."""
+    return Hold(HALF_REPLACED, f"the old record is deleted and the new one not made: {why}")
 
 
 def _there(value: T | None) -> T:

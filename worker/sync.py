@@ -9,12 +9,18 @@ numbers in comments are its sections.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
+from worker.asking import Asking
+from worker.calling import Budget
 from worker.ends import (
     BACKOFF_FIRST_S,
     BACKOFF_MOST_S,
@@ -30,22 +36,26 @@ from worker.ends import (
 )
 from worker.errors import LedgerUnavailable
 from worker.ledger import Ledger
-from worker.ledger.values import Claim, Disposition, Keys, NotClaimed, Phase, Settlement
+from worker.ledger.phasing import OTHER_VERSION, SHADOWED
+from worker.ledger.values import Claim, Disposition, Keys, LinkState, NotClaimed, Phase, Settlement
 from worker.legacy.gate import Gate
 from worker.mapping import Absent as MappedAbsent
-from worker.mapping import Context, Mapped, Route, Routes, Skip, Unsupported, apply
+from worker.mapping import Context, Mapped, Part, Parts, Route, Routes, Skip, Unsupported
 from worker.medplum import Absent, Deleted, Medplum, Present
 from worker.medplum.quota import Priority
 from worker.medplum.resource import compare, model
 from worker.plan import Step, lacking, plan, references
-from worker.sending import Budget, Sender
+from worker.sending import Sender, half_replaced
 from worker.settings import WorkerSettings
+from worker.shadowing import in_words, would_be
 from worker.start import prepare
+from worker.write_back import WriteBacks
 
 __all__ = ["BACKOFF_FIRST_S", "BACKOFF_MOST_S", "POISON_STARTS", "End", "Ended", "Sync", "backoff_s"]
 
 POISON_STARTS = 4
 ABSENT_LOOK_S = 60.0
+OTHER_VERSION_S = (5.0, 15.0)
 
 Wanted = Mapped | Skip | MappedAbsent | Unsupported
 
@@ -60,6 +70,7 @@ class Sync:
         medplum: Medplum,
         medplum_base_url: str,
         routes: Routes,
+        parts: Parts = MappingProxyType({}),
         gate: Gate,
         instance: str,
         lease_s: float,
@@ -69,7 +80,8 @@ class Sync:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._medplum, self._routes, self._gate = ledger, medplum, routes, gate
-        self._ends = Ends(ledger)
+        self._parts, self._ends = parts, Ends(ledger)
+        self._write_backs = WriteBacks(ledger=ledger, medplum=medplum, routes=routes, stopping=stopping)
         self._medplum_base_url = medplum_base_url
         self._instance, self._lease_s, self._budget_s, self._send_within_s = instance, lease_s, budget_s, send_within_s
         self._stopping, self._monotonic = stopping, monotonic
@@ -87,6 +99,7 @@ class Sync:
             medplum=Medplum.of(settings),
             medplum_base_url=settings.medplum_base_url,
             routes=routes,
+            parts=routes.parts,
             gate=Gate.of(settings),
             instance=instance,
             lease_s=settings.lease_seconds,
@@ -98,6 +111,10 @@ class Sync:
     def close(self) -> None:
         """Give connections back."""
         self._medplum.close()
+
+    def write_back(self, resource_type: str) -> str:
+        """Put the keys of some of a type's records on their Medplum resources. Returns what was done, in words."""
+        return self._write_backs.turn(resource_type)
 
     def run(self, reference: str, *, alone: bool = False) -> Ended:
         """Try once to sync one mirror.
@@ -122,41 +139,65 @@ class Sync:
         if claim.starts > POISON_STARTS:
             raise Fail("poison", f"{POISON_STARTS} starts in a row had no end: it kills its process")
         _let_old_writes_land(claim)
-        route = self._routes.get(claim.resource_type)
+        route = self._routes.get(claim.resource_type) or self._parts.get(claim.resource_type)
         if route is None or claim.phase in {Phase.OFF, Phase.RETIRED}:
             return self._ends.finish(claim, _unread(claim, f"the route is {claim.phase if route else 'not there'}"))
+        if isinstance(route, Route) and claim.active_version not in {None, route.version}:
+            raise _other_version(claim)
         read_at = claim.claimed_at + timedelta(seconds=budget.spent_s())
         read = self._medplum.read(claim.reference, deadline_s=budget.left_s("read"), priority=_priority(claim))
         if isinstance(read, Absent):
-            return self._absent(claim, read_at)
+            return self._absent(claim, budget, route, read_at)
         settlement = _settlement(read, read_at)
         try:
-            return self._match(claim, budget, route, self._wanted(claim, route, read), settlement)
+            if isinstance(route, Part):
+                return self._ends.finish(claim, self._of_part(claim, route, read, settlement))
+            return self._match(claim, budget, route, self._wanted(claim, budget, route, read), settlement)
         except OF_THE_VERSION as refusal:
+            if _half_replaced(claim):
+                return self._ends.stop(claim, half_replaced(str(refusal)))
             return self._ends.stop(claim, refusal, settlement)
 
-    def _wanted(self, claim: Claim, route: Route[Any], read: Present | Deleted) -> Wanted:
+    def _of_part(self, claim: Claim, part: Part[Any], read: Present | Deleted, settlement: Settlement) -> Settlement:
+        """Note whose part it is: to settle it tells that resource, and whoever had it before."""
+        owner = None
+        if isinstance(read, Present):
+            resource = model(read.body, claim.resource_type)
+            owner = part.owned_by(resource, Context.of(resource, zone="UTC", medplum=self._medplum_base_url))
+        if owner is not None:
+            self._ledger.note_part(claim.reference, owner)
+        whose = f"part of its {owner.partition('/')[0]}" if owner else "part of another resource"
+        return settlement.said(Disposition.SKIPPED, whose)
+
+    def _wanted(self, claim: Claim, budget: Budget, route: Route[Any], read: Present | Deleted) -> Wanted:
         """Say what the legacy system should hold of the version that was read."""
         if isinstance(read, Deleted):
             kept = Skip("deleted in Medplum; this route keeps what it wrote")
             return kept if route.deleted == "keep" else MappedAbsent("deleted in Medplum")
         self._check_whole(claim, read)
         resource = model(read.body, claim.resource_type)
-        return apply(route, resource, Context.of(resource, zone=route.to.api.zoneinfo, medplum=self._medplum_base_url))
+        ctx = Context.of(resource, zone=route.to.api.zoneinfo, medplum=self._medplum_base_url)
+        note = partial(self._ledger.note_read, claim.reference)
+        asking = Asking(self._medplum, note=note, left_s=budget.left_s, priority=_priority(claim))
+        return asking.mapped(route, resource, ctx)
 
     def _match(self, claim: Claim, budget: Budget, route: Route[Any], wanted: Wanted, settlement: Settlement) -> Ended:
         """Turn what is wanted into steps, take them, and settle."""
         if isinstance(wanted, Skip | Unsupported):
-            return self._ends.finish(claim, settlement.said(Disposition.SKIPPED, self._left(claim, wanted)))
-        if claim.phase is Phase.SHADOW:
-            return self._ends.finish(claim, settlement.said(Disposition.SKIPPED, "shadow: nothing is sent"))
+            self._shadow(claim, route, settlement, ())
+            return self._ends.finish(claim, settlement.said(Disposition.SKIPPED, self._left(claim, wanted, settlement)))
         steps = plan(
             wanted.records if isinstance(wanted, Mapped) else (),
             claim.links,
             claim.unresolved,
             now=claim.claimed_at,
             is_written=lambda digest, record: self._ledger.sealer.matches(digest, record.canonical()),
+            moved=route.moved,
+            restored="create" if claim.lets_pass("restored") else route.restored,
         )
+        if claim.phase is Phase.SHADOW:
+            self._shadow(claim, route, settlement, steps)
+            return self._ends.finish(claim, settlement.said(Disposition.SKIPPED, SHADOWED))
         keys = self._keys(steps)
         missing = lacking(steps, keys)
         if missing is not None:
@@ -175,25 +216,44 @@ class Sync:
         )
         for step in steps:
             sender.take(step)
-        return self._ends.finish(claim, self._disposed(settlement, wanted, sender), last=sender.last_answer())
+        disposed = self._disposed(claim, settlement, wanted, sender)
+        compared = self._shadow(claim, route, settlement, steps)
+        rule = "; ".join(filter(None, [disposed.rule, compared])) or None
+        return self._ends.finish(claim, replace(disposed, rule=rule), last=sender.last_answer())
 
-    def _left(self, claim: Claim, wanted: Skip | Unsupported) -> str:
+    def _shadow(self, claim: Claim, route: Route[Any], read: Settlement, steps: tuple[Step, ...]) -> str | None:
+        """Keep what would be sent while the route shadows; the first time that it is live, compare and forget it."""
+        if claim.phase is Phase.SHADOW:
+            self._ledger.keep_shadows(claim, read.version_id, route.version, would_be(steps))
+        elif claim.shadowed:
+            return in_words(self._ledger.drop_shadows(claim, read.version_id, would_be(steps)))
+        return None
+
+    def _left(self, claim: Claim, wanted: Skip | Unsupported, settlement: Settlement) -> str:
         """Name the rule by which nothing is written; what the API cannot hold any more is left behind."""
-        if isinstance(wanted, Skip):
-            return wanted.rule
+        rule = wanted.rule if isinstance(wanted, Skip) else wanted.why
+        if _half_replaced(claim) and not settlement.deleted:
+            raise half_replaced(rule)  # 9: it is not as it was, and nothing would ever make it so
         for link in claim.links:
-            self._ledger.leave_behind(claim, link.slot, wanted.why)
-        return wanted.why
+            if link.state is LinkState.HALF_REPLACED:
+                self._ledger.bury(claim, link.slot)
+            if isinstance(wanted, Unsupported):
+                self._ledger.leave_behind(claim, link.slot, rule)
+        return rule
 
-    def _disposed(self, settlement: Settlement, wanted: Mapped | MappedAbsent, sender: Sender) -> Settlement:
-        """Name what happened to the version that was read."""
+    def _disposed(
+        self, claim: Claim, settlement: Settlement, wanted: Mapped | MappedAbsent, sender: Sender
+    ) -> Settlement:
+        """Name what happened to the version that was read. 3g: whose it is chooses the word, and nothing else."""
+        own = settlement.author is not None and settlement.author == self._medplum.own_author
         if sender.wrote:
-            return settlement.said(Disposition.APPLIED, sender.left_behind)
+            return replace(settlement.said(Disposition.APPLIED, sender.rule), own=own)
         if sender.left_behind:
             return settlement.said(Disposition.SKIPPED, sender.left_behind)
         if isinstance(wanted, MappedAbsent) and not settlement.deleted:
             return settlement.said(Disposition.SKIPPED, wanted.rule)
-        if settlement.author is not None and settlement.author == self._medplum.own_author:
+        version = settlement.version_id
+        if own or (version is not None and self._ledger.is_own(claim.reference, version)):
             return settlement.said(Disposition.ECHO)
         return settlement
 
@@ -207,17 +267,26 @@ class Sync:
         self._ledger.pause([claim.resource_type], who="reverse-sync", why=why)
         raise Hold("partial read", why)
 
-    def _absent(self, claim: Claim, read_at: datetime) -> Ended:
-        """2: absent is never believed at once, and never leads to a delete without a person."""
+    def _absent(self, claim: Claim, budget: Budget, route: Route[Any] | Part[Any], read_at: datetime) -> Ended:
+        """2: absent is never believed at once, and leads to a delete only by a person or the route's own words."""
         if claim.absent_since is None or claim.claimed_at - claim.absent_since < timedelta(seconds=ABSENT_LOOK_S * 0.9):
             words = "Medplum shows neither the resource nor its deletion; looking again"
             return self._ends.look_later(claim, reason="absent", words=words, after_s=ABSENT_LOOK_S)
+        settlement = Settlement(Disposition.UNCHANGED, None, None, read_at, deleted=True)
+        if isinstance(route, Part):
+            return self._ends.finish(claim, settlement.said(Disposition.SKIPPED, "part of another resource"))
+        if claim.links or claim.unresolved:
+            match route.expunged:
+                case "absent":
+                    return self._match(claim, budget, route, MappedAbsent("expunged in Medplum"), settlement)
+                case "keep":
+                    kept = Skip("expunged in Medplum; this route keeps what it wrote")
+                    return self._match(claim, budget, route, kept, settlement)
         if claim.links or claim.unresolved or claim.sent_by_medplum:
             raise Hold("absent", "Medplum sent it, this client may not read it, or it was expunged")
         if claim.delete_hint is None:
             raise Fail("absent", "another resource refers to it, and Medplum does not show it to this client")
-        settlement = Settlement(Disposition.UNCHANGED, None, None, read_at, deleted=True, rule="never seen here")
-        return self._ends.finish(claim, settlement)
+        return self._ends.finish(claim, settlement.said(Disposition.UNCHANGED, "never seen here"))
 
     def _keys(self, steps: tuple[Step, ...]) -> Mapping[str, Keys]:
         """Look up the keys of every record that the steps name; a delete may stand under one that is deleted too."""
@@ -231,6 +300,10 @@ class Sync:
         return self._ends.wait(claim, parent, settlement)
 
 
+def _half_replaced(claim: Claim) -> bool:
+    return any(link.state is LinkState.HALF_REPLACED for link in claim.links)
+
+
 def _let_old_writes_land(claim: Claim) -> None:
     """3c: while an announced write has no outcome, nothing more is sent before it can act no more."""
     bound = max((write.bound for write in claim.unresolved), default=None)
@@ -241,6 +314,12 @@ def _let_old_writes_land(claim: Claim) -> None:
 def _priority(claim: Claim) -> Priority:
     """2: looks that nobody asked for, and ids that a forged delete can name at will, come after live reads."""
     return Priority.SECOND_LOOK if claim.never_seen or not claim.asked else Priority.LIVE
+
+
+def _other_version(claim: Claim) -> Again:
+    """Old and new workers never rewrite each other's records: whoever maps by another version hands the mirror back."""
+    why = f"the active mapping of {claim.resource_type} is not the one of this worker: see `reverse-sync routes`"
+    return Again(OTHER_VERSION, why, after_s=random.uniform(*OTHER_VERSION_S), counts=False)  # noqa: S311  no secret
 
 
 def _unread(claim: Claim, rule: str) -> Settlement:

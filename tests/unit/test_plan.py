@@ -200,3 +200,54 @@ def test_a_link_without_a_slot_is_nobodys_among_several() -> None:
         (Operation.CREATE, "work"),
         (Operation.DELETE, ""),
     ]
+
+
+def test_a_moved_record_is_an_update_that_moves() -> None:
+    """Where the route says so another parent is no doubt, whatever the digest says (8)."""
+    wanted, known = record(parents={"patient": "Patient/p2"}), link(parents={"patient": "Patient/p1"})
+    [step] = plan([wanted], [known], [], now=NOW, is_written=lambda d, r: True, moved="replace")
+    assert (step.operation, step.moves, step.doubt) == (Operation.UPDATE, True, None)
+
+
+@pytest.mark.parametrize(
+    ("restored", "expected"),
+    [
+        ("create", (Operation.CREATE, False, None)),
+        ("undelete", (Operation.UPDATE, True, None)),
+        ("hold", (None, False, Doubt.RESTORED)),
+    ],
+)
+def test_what_lives_again_goes_as_the_route_says(restored: Any, expected: Any) -> None:
+    """A tombstone whose record is wanted: a new record, the old one back, or a person (5)."""
+    known = link(state=LinkState.TOMBSTONE)
+    [step] = plan([record()], [known], [], now=NOW, is_written=lambda d, r: True, restored=restored)
+    assert (step.operation, step.undelete, step.doubt) == expected
+
+
+@pytest.mark.parametrize("restored", ["create", "undelete", "hold"])
+def test_a_create_in_doubt_beside_a_tombstone_is_looked_up_under_every_policy(restored: Any) -> None:
+    """What an unanswered create may have made comes before any policy (3d, 5)."""
+    known, writes = link(state=LinkState.TOMBSTONE), [unresolved(Operation.CREATE)]
+    [step] = plan([record()], [known], writes, now=NOW, is_written=lambda d, r: True, restored=restored)
+    assert (step.operation, step.undelete) == (Operation.CREATE, False)
+
+
+def test_an_undelete_in_doubt_is_deleted_by_its_keys() -> None:
+    """A record that may be back is deleted under the keys of its link where nothing is wanted (5)."""
+    [step] = planned([], [link(state=LinkState.TOMBSTONE)], [unresolved(Operation.UPDATE)])
+    assert step.operation is Operation.DELETE
+    assert step.link is not None
+
+
+def test_a_half_replaced_record_that_is_not_wanted_is_buried() -> None:
+    """Its record is gone: nothing is deleted, and its link is looked at (9)."""
+    [step] = planned([], [link(state=LinkState.HALF_REPLACED)])
+    assert step.operation is None
+    assert step.link is not None
+
+
+def test_a_delete_in_doubt_of_an_old_record_says_nothing_of_the_new_one() -> None:
+    """Made first: the link's digest is the new record's, and the old one's delete does not put it in doubt (9)."""
+    known = link(old_keys={"id": 16})
+    assert operation([record()], [known], [unresolved(Operation.REPLACE)]) is None
+    assert operation([record()], [link()], [unresolved(Operation.REPLACE)]) is Operation.UPDATE

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from worker.cli import ask, operate, processes
+from worker.cli import ask, links, mapping, operate, processes, recovered, routes
 from worker.errors import ReverseSyncError, SettingsInvalid, where
 
 __all__ = ["commands", "main"]
@@ -26,7 +26,15 @@ def commands() -> None:
     """
 
 
-for _command in (*ask.COMMANDS, *operate.COMMANDS, *processes.COMMANDS):
+for _command in (
+    *ask.COMMANDS,
+    *operate.COMMANDS,
+    *links.COMMANDS,
+    *mapping.COMMANDS,
+    *routes.COMMANDS,
+    *recovered.COMMANDS,
+    *processes.COMMANDS,
+):
     commands.add_command(_command)
 
 

@@ -38,6 +38,7 @@ def status(as_json: bool) -> None:
             {"scope": pause.scope, "who": pause.who, "why": pause.why, "since": pause.at.isoformat()}
             for pause in ledger.paused()
         ]
+        told["recovering"] = words.of_modes(ledger.modes())
         told["worker_seconds"] = ledger.alive(role="worker")
     if as_json:
         print_json(told)
@@ -48,7 +49,7 @@ def status(as_json: bool) -> None:
 
 @click.command()
 @click.argument("reference", metavar="REF")
-@click.option("--words", "with_words", is_flag=True, help="Open what the legacy API itself said; it is recorded.")
+@click.option("--words", "with_words", is_flag=True, help="Open what the API said and both sides; recorded.")
 @as_json
 def show(reference: str, with_words: bool, as_json: bool) -> None:
     """Tell one resource's story: why it stands where it does, what happened, what will happen next and when.
@@ -60,6 +61,9 @@ def show(reference: str, with_words: bool, as_json: bool) -> None:
         told = ledger.show(reference)
         if told is not None and with_words:
             told["words"] = ledger.words(reference, who=operator())
+            told["sides"] = ledger.sides(reference, who=operator())
+        if told is not None:
+            told["recovering"] = words.of_modes(ledger.modes())
         paused = [pause.scope for pause in ledger.paused()]
     if told is None:
         raise LedgerError(f"the ledger knows nothing of {reference}: no notification of it ever came here")
@@ -74,7 +78,7 @@ def show(reference: str, with_words: bool, as_json: bool) -> None:
 def failed(as_json: bool) -> None:
     """List what needs a person: failed (mend something) and held (decide something), the longest first."""
     with opened() as ledger:
-        told = ledger.failed()
+        told = [*ledger.failed(), *ledger.failed_tokens()]
     if as_json:
         print_json(told)
     else:

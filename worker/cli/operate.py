@@ -125,6 +125,8 @@ def resume(types: tuple[str, ...], why: str) -> None:
     """End the pauses of these resource types, or every pause."""
     who = operator()
     with opened() as ledger:
+        if not types and ledger.paused_as_set_back():
+            raise LedgerError("the ledger was set back in time: `reverse-sync recovered --why …` ends this pause")
         ended = ledger.resume(types, who=who, why=why)
         click.echo(f"{count(ended, 'pause')} ended" if ended else "that was not paused")
         _tell_paused(ledger)

@@ -24,7 +24,7 @@ def migrate() -> None:
     """Bring the ledger's tables to this release and make the routes known to it. Before a new release starts."""
     from worker.ledger import Ledger
     from worker.ledger.migrate import current, upgrade
-    from worker.start import prepare
+    from worker.start import prepare, waiting_mappings
 
     settings = WorkerSettings.read()
     before = current(settings.database_url)
@@ -32,9 +32,14 @@ def migrate() -> None:
     was = "as before" if before == after else f"before: {before or 'none'}"
     click.echo(f"tables: {after}, {was}")
     with closing(Ledger.of(settings, connections=1)) as ledger:
-        prepare(settings, ledger, register=True)
+        declared = prepare(settings, ledger, register=True)
+        waiting = waiting_mappings(ledger, declared)
         routes = ledger.routes().values()
     click.echo(f"routes: {', '.join(f'{route.resource_type} {route.phase}' for route in routes)}")
+    if waiting:
+        routes_have = "route has a new mapping" if len(waiting) == 1 else "routes have new mappings"
+        click.echo(f"{len(waiting)} {routes_have} ({', '.join(waiting)}), while workers run: the old stay active")
+        click.echo("next: reverse-sync activate --why … once all workers run this release")
 
 
 @click.command()
@@ -45,16 +50,17 @@ def migrate() -> None:
     type=click.Choice(("web", "worker", "dispatch")),
     help="Look at the settings of these processes alone: not every host has all.",
 )
+@click.option("--legacy", is_flag=True, help="Ask the legacy APIs alone, each by its declared harmless request.")
 @as_json
-def check(processes: tuple[str, ...], as_json: bool) -> None:
+def check(processes: tuple[str, ...], legacy: bool, as_json: bool) -> None:
     """Tell whether everything is there that the processes need; each line ok, or what to do.
 
-    Exit code 1 if anything is not ok. Nothing is written, neither here nor there.
+    Exit code 1 if anything is not ok. Nothing is written, neither here nor there, but an access token that is kept.
     """
     from worker import check as checking
 
     findings = []
-    for finding in checking.run(processes or checking.PROCESSES):
+    for finding in checking.legacy() if legacy else checking.run(processes or checking.PROCESSES):
         findings.append(finding)
         if not as_json:
             click.echo(f"{'ok ' if finding.ok else 'NOT'}  {finding.name}")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from worker.cli.words import advice, count, span
+from worker.ledger.identifying import BOUNCES_ALARM, WRITE_BACK
 
 Row = Mapping[str, Any]
 Moment = tuple[datetime, int, str]
@@ -22,7 +23,9 @@ _BECAUSE = {
     "absent": "Medplum shows neither the resource nor its deletion",
     "stopping": "the worker was stopping",
     "lease lost": "another attempt took over",
+    "other version": "a worker with another mapping than the active one handed it back",
     "withdrawn": "a write was announced too late to be sent",
+    "found": "a record that a create without an answer had made was found",
 }
 
 
@@ -33,7 +36,11 @@ def of(told: Mapping[str, Any], *, paused: Sequence[str] = ()) -> Iterator[str]:
     yield f"{told['reference']} is {_state(mirror)}. Times are UTC; it is {now:%Y-%m-%d %H:%M:%S}."
     yield from _indented("why", _why(told, now))
     yield from _indented("next", _next(told, now, paused))
-    yield from _indented("records", _records(told["links"]))
+    if mirror and mirror["bounces"] >= BOUNCES_ALARM:
+        yield from _indented("alarm", _bouncing(mirror["bounces"]))
+    yield from _indented("restored", _recovering(told.get("recovering", ())))
+    yield from _indented("records", _records(told))
+    yield from _indented("opened", (f"{name}: {_printable(text)}" for name, text in told.get("sides", {}).items()))
     moments = sorted(_moments(told), key=lambda moment: moment[:2])
     day = ""
     for at, _, words in moments:
@@ -41,6 +48,11 @@ def of(told: Mapping[str, Any], *, paused: Sequence[str] = ()) -> Iterator[str]:
             yield f"\n{today}"
             day = today
         yield f"  {at:%H:%M:%S}.{at.microsecond // 1000:03d}  {words}"
+
+
+def _bouncing(bounces: int) -> Iterator[str]:
+    yield f"{bounces} versions in a row that we wrote ourselves led to writes"
+    yield "to do: see that the mapping of this type does not map the key that is written back"
 
 
 def _indented(title: str, lines: Iterator[str]) -> Iterator[str]:
@@ -105,8 +117,16 @@ def _next(told: Mapping[str, Any], now: datetime, paused: Sequence[str]) -> Iter
         yield "nothing until Medplum has a newer version"
 
 
+def _recovering(modes: Sequence[Row]) -> Iterator[str]:
+    for mode in modes:
+        also = ": every create is looked up first" if mode["restored"] == "ledger" else ""
+        yield f"the recovered mode is on, {mode['restored']} restored to {mode['since'][:19]}Z{also}"
+
+
 def _reason_to_look(told: Mapping[str, Any]) -> str:
     hinted = any(change["kind"] == "delete" and change["disposition"] is None for change in told["changes"])
+    if not hinted and told.get("recovering"):
+        return "a system was restored"
     return "a delete was announced and the resource lives" if hinted else "a create was repeated and may have left two"
 
 
@@ -120,13 +140,26 @@ def _since(text: str | None, now: datetime) -> str:
     return "" if text is None else f"{span((now - _time(text)).total_seconds())} ago"
 
 
-def _records(links: Sequence[Row]) -> Iterator[str]:
-    for link in links:
+def _records(told: Mapping[str, Any]) -> Iterator[str]:
+    tries = [attempt for attempt in told["attempts"] if attempt["outcome"] == WRITE_BACK]
+    for link in told["links"]:
         slot = f" ({link['slot']})" if link["slot"] else ""
         keys = ", ".join(f"{name} {key}" for name, key in link["keys"].items())
         under = "".join(f", under {parent}" for parent in link["parents"].values())
         why = f": {link['reason']}" if link["reason"] else ""
         yield f"{link['collection']}{slot} {keys}{under} — {link['state']}{why}"
+        if written_back := _written_back(link, tries):
+            yield f"  {written_back}"
+
+
+def _written_back(link: Row, tries: Sequence[Row]) -> str:
+    """Tell whether the record's key is on the Medplum resource, where the route wants it there."""
+    if link["identify_at"] is None:
+        return "the key is on the Medplum resource" if link["identified_key"] else ""
+    if not link["identify_attempts"] or not tries:
+        return "the key is still to be put on the Medplum resource"
+    tried = count(link["identify_attempts"], "time")
+    return f"the key is still to be put on the Medplum resource (tried {tried}: {tries[-1]['detail']})"
 
 
 def _moments(told: Mapping[str, Any]) -> Iterator[Moment]:
@@ -136,6 +169,9 @@ def _moments(told: Mapping[str, Any]) -> Iterator[Moment]:
     for change in told["changes"]:
         yield from _of_change(change, numbers, details)
     for attempt in told["attempts"]:
+        if attempt["outcome"] == WRITE_BACK:
+            yield _time(attempt["ended_at"]), 5, f"write-back: {attempt['detail']}"
+            continue
         if attempt["started_at"]:
             yield _time(attempt["started_at"]), 1, f"attempt {attempt['token']} begins"
         detail = f": {attempt['detail']}" if attempt["detail"] else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from worker.ledger.recovery import OURSELVES, Mode
+
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _LATE_DISPATCH_S = 30.0
 _NO_HEARTBEAT_S = 20.0
@@ -22,7 +24,20 @@ NEXT_BY_REASON = {
     "identity": "the legacy record under our key is somebody else's: see both before you replay it",
     "second record": "two legacy records stand for one resource: remove one of them by hand",
     "gone": "the legacy system no longer has the record: see why before you replay it",
-    "conflict": "see both sides before you replay it",
+    "unproved link": "see its record in both systems: `links import` names it, a replay lets a new one be made",
+    "conflict": "see both sides (`show REF --words`): a replay writes ours over what is there, and keeps that",
+    "half-replaced": "mend what it names, then replay it at once: until then the legacy system has no such record",
+    "moved": "move the record in the legacy system by hand, or declare moved=\"replace\" on the route, then replay it",
+    "restored": "see whether the old record can be brought back there; a replay makes a new one",
+    "imported": "see both sides (`show REF --words`): a replay writes ours over what was imported",
+    "found": "see the records that were found: link the right one by `reverse-sync links import`, then replay it",
+    "exists": "see the record that is there: link it by `reverse-sync links import`, then replay it",
+    "no find": "look by hand: if the record is there, link it by `reverse-sync links import`, then replay it",
+    "no body": "look by hand: if the record is there, link it by `reverse-sync links import`, then replay it",
+    "key": "a key of the record cannot stand in a path: see the record and its link, then replay it",
+    "owned key": "two resources would share one legacy record: see both before you replay either",
+    "collection": "declare the collection again, or move the record by hand, then replay it",
+    "token": "mend its credentials (REVERSE_SYNC_SITE_…) and start the workers anew: what waits goes on by itself",
 }
 """What a person can do, by the reason that the ledger gives."""
 
@@ -66,9 +81,19 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"unanswered     {count(status['unresolved_writes'], 'write')} whose outcome is not known yet"
     if status["left_behind"]:
         yield f"left behind    {count(status['left_behind'], 'record')} that the legacy API cannot delete"
+    if status["to_identify"]:
+        oldest_s = status["oldest_to_identify_seconds"] or 0
+        yield f"write-back     {status['to_identify']:,} to do, oldest {span(oldest_s)}"
+    if status["handed_back"]:
+        types = ", ".join(f"{number:,} {name}" for name, number in sorted(status["handed_back"].items()))
+        yield f"handed back    {types}, by workers whose mapping is not the active one"
+    if status["bouncing"]:
+        yield f"bouncing       {count(status['bouncing'], 'resource')} to which our own versions led to writes in a row"
     oldest, dispatched = status["oldest_open_seconds"], status["last_dispatch_seconds"]
     yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
     yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
+    for mode in status.get("recovering", ()):
+        yield f"recovering     {mode['restored']} restored to {mode['since'][:19]}Z, by {mode['who']}: {mode['why']}"
     for pause in status["paused"]:
         scope = "everything" if pause["scope"] == "*" else pause["scope"]
         yield f"paused         {scope}, by {pause['who']}: {pause['why']}"
@@ -81,8 +106,14 @@ def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
     person = mirrors["failed"] + mirrors["held"]
     if person:
         yield f"{person:,} {'needs' if person == 1 else 'need'} a person: reverse-sync failed"
-    if status["paused"]:
+    if any(pause["scope"] == "*" and pause["who"] == OURSELVES for pause in status["paused"]):
+        yield "the ledger was set back in time: reverse-sync recovered --why …"
+    elif status["paused"]:
         yield "changes gather while paused: reverse-sync resume --why …"
+    if status["handed_back"]:
+        yield "mappings wait: reverse-sync activate --why … once all workers run the new code (see reverse-sync routes)"
+    if status["bouncing"]:
+        yield "see that no mapping maps the key that is written back: the log of the workers names the resources"
     dispatched, heartbeat = status["last_dispatch_seconds"], status["worker_seconds"]
     if dispatched is None or dispatched > _LATE_DISPATCH_S:
         yield "nothing is dispatched: see that the processes dispatch, beat and broker of the Procfile run"
@@ -90,8 +121,16 @@ def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
         yield "no worker is alive: start worker and worker2 of the Procfile"
     elif mirrors["due"] and not person:
         yield f"{mirrors['due']:,} due, which the workers take by themselves"
-    elif not person and not status["changes"]["open"]:
+    elif not person and not status["changes"]["open"] and not status["bouncing"]:
         yield "nothing to do"
+
+
+def of_modes(modes: Sequence[Mode]) -> list[dict[str, str | None]]:
+    """Give the times after a restore that nobody has ended, as plain values."""
+    return [
+        {"restored": mode.kind.value, "since": mode.since.isoformat(), "who": mode.who, "why": mode.why}
+        for mode in modes
+    ]
 
 
 def of_failed(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

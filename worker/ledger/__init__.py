@@ -9,18 +9,39 @@ from pydantic import SecretStr
 
 from worker.ledger.backlog import Backlog
 from worker.ledger.claiming import Claiming
+from worker.ledger.crosswalk import Crosswalk
 from worker.ledger.database import Clock, Database
+from worker.ledger.depending import Depending
 from worker.ledger.ending import Ending
+from worker.ledger.identifying import Identifying
 from worker.ledger.intake import Intake
+from worker.ledger.opening import Opening
 from worker.ledger.operate import Operate, Pause, Selection
+from worker.ledger.phasing import Phasing
+from worker.ledger.recovery import Recovery
 from worker.ledger.report import Report
 from worker.ledger.sealing import Sealer
+from worker.ledger.tokens import Tokens
 from worker.settings import Settings
 
 __all__ = ["Ledger", "Pause", "Sealer", "Selection"]
 
 
-class Ledger(Intake, Claiming, Ending, Backlog, Operate, Report):
+class Ledger(
+    Intake,
+    Claiming,
+    Depending,
+    Ending,
+    Identifying,
+    Backlog,
+    Operate,
+    Phasing,
+    Opening,
+    Report,
+    Crosswalk,
+    Recovery,
+    Tokens,
+):
     """All verbs over one database."""
 
     @classmethod

@@ -5,18 +5,28 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import and_, delete, exists, func, or_, select, text, update
 
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.statements import NOT_PAUSED, RUNNABLE, insert, routed_types
 from worker.ledger.store import Store
-from worker.ledger.tables import instances, jobs, links, mirrors
-from worker.ledger.values import LinkState, State
+from worker.ledger.tables import changes, instances, jobs, links, mirrors
+from worker.ledger.values import Kind, LinkState, State
 
 STALE_HEARTBEAT = timedelta(seconds=20)
 FORGET_INSTANCE = timedelta(days=1)
 WAKE_AT_MOST = 500
 CLOSED_GATE = "gate"  # the reason that an attempt gives which met a closed gate
+UNSEEN_AT_MOST = 100  # of what only a delete hint names, in one turn of dispatch: anybody can make such ids up
+
+_others = changes.alias("others")
+_seen = select(_others.c.id).where(_others.c.reference == changes.c.reference, _others.c.kind == Kind.VERSION)
+_only_deleted = (
+    select(changes.c.reference)
+    .where(text("changes.kind = 'delete' AND changes.disposition IS NULL"), ~exists(_seen))  # as the index says it
+    .order_by(changes.c.reference)  # in its order: SQLite would look through every open change
+)
+_unseen = and_(mirrors.c.applied_version.is_(None), mirrors.c.reference.in_(_only_deleted))
 
 
 class Backlog(Store):
@@ -35,6 +45,7 @@ class Backlog(Store):
         A mirror that was queued comes again when the queue is empty and it was queued more than `lost_after_s` seconds
         ago (its task was lost), or after `stale_after_s` seconds whatever the queue holds. Of a type that met a closed
         gate nothing is picked until the gate may be open: an hour's backlog would be claimed and put back every time.
+        What only a delete hint names comes after everything else, and no more than a hundred at a time.
 
         Looking through a backlog takes no write lock; what was claimed meanwhile is not marked and not returned.
         """
@@ -50,11 +61,10 @@ class Backlog(Store):
     @reads
     def _pick(self, tx: Transaction, limit: int, lost_after: timedelta) -> list[str]:
         unqueued = _unqueued(tx, lost_after)
-        picked = [
-            _oldest(tx, resource_type, limit, unqueued)
-            for resource_type in sorted(routed_types(tx) - _before_a_closed_gate(tx))
-        ]
-        return _in_turn(picked, limit)
+        types = sorted(routed_types(tx) - _before_a_closed_gate(tx))
+        chosen = _in_turn([_oldest(tx, each, limit, and_(unqueued, ~_unseen)) for each in types], limit)
+        room = min(limit - len(chosen), UNSEEN_AT_MOST)
+        return chosen + _in_turn([_oldest(tx, each, room, and_(unqueued, _unseen)) for each in types], room)
 
     @writes
     def _mark_queued(self, tx: Transaction, chosen: list[str], lost_after: timedelta) -> tuple[str, ...]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import bindparam, exists, insert, or_, select, update
 
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.sealing import SealBroken
 from worker.ledger.statements import NOT_PAUSED, OF, RUNNABLE, UNSETTLED
 from worker.ledger.store import Store
-from worker.ledger.tables import Utc, attempts, changes, links, mirrors, routes
+from worker.ledger.tables import Utc, attempts, changes, links, mirrors, recoveries, routes, shadows
 from worker.ledger.tables import writes as announced
 from worker.ledger.values import (
     Claim,
@@ -24,6 +25,7 @@ from worker.ledger.values import (
     NotClaimed,
     OpenWrite,
     Operation,
+    Origin,
     Phase,
     Refusal,
     Source,
@@ -33,7 +35,12 @@ from worker.ledger.values import (
 
 NOTIFIED_BODIES = 3
 
-_phase = select(routes.c.phase).where(routes.c.resource_type == bindparam("of_type"))
+_phase = select(
+    routes.c.phase,
+    routes.c.mapping_version,
+    exists(select(shadows.c.slot).where(shadows.c.reference == OF)).label("shadowed"),
+    exists(select(recoveries.c.id).where(recoveries.c.kind == "ledger", recoveries.c.ended_at.is_(None))).label("lost"),
+).where(routes.c.resource_type == bindparam("of_type"))
 _take = (
     update(mirrors)
     .where(mirrors.c.reference == OF, RUNNABLE, NOT_PAUSED, mirrors.c.starts <= bindparam("starts_at_most"))
@@ -52,6 +59,13 @@ _open_changes = (
     .where(changes.c.reference == OF, UNSETTLED)
     .order_by(changes.c.id.desc())
 )
+_told_later = select(changes.c.version_id, changes.c.body).where(  # read and settled before its notification came
+    changes.c.reference == OF,
+    changes.c.version_id == bindparam("applied"),
+    changes.c.source == Source.READ,
+    changes.c.disposition.is_not(None),
+    changes.c.body.is_not(None),
+)
 _links = select(links).where(links.c.reference == OF).order_by(links.c.slot)
 _unresolved = (
     select(announced).where(announced.c.reference == OF, announced.c.outcome.is_(None)).order_by(announced.c.id)
@@ -61,7 +75,7 @@ _last_sent = (
     .where(
         announced.c.reference == OF,
         announced.c.slot == bindparam("in_slot"),
-        announced.c.operation != Operation.DELETE,
+        announced.c.operation.in_([Operation.CREATE, Operation.UPDATE]),
         announced.c.body.is_not(None),
     )
     .order_by(announced.c.id.desc())
@@ -129,6 +143,12 @@ class Claiming(Store):
         return None if row is None else self._opened_fields(row)
 
     @reads
+    def known_of(self, tx: Transaction, reference: str) -> tuple[tuple[Link, ...], tuple[OpenWrite, ...]]:
+        """Tell the links of a resource and its writes without an outcome, without taking its mirror."""
+        links_of, writes_of = tx.execute(_links, {"of": reference}), tx.execute(_unresolved, {"of": reference})
+        return tuple(map(self._link, links_of)), tuple(map(self._open_write, writes_of))
+
+    @reads
     def creates_in_doubt(self, tx: Transaction, reference: str, slot: str) -> tuple[OpenWrite, ...]:
         """List a slot's creates that nobody answered, lapsed ones included: each may have made a record."""
         rows = tx.execute(_creates_in_doubt, {"of": reference, "in_slot": slot})
@@ -138,10 +158,11 @@ class Claiming(Store):
     def _claim(self, tx: Transaction, taken: _Taken, instance: str) -> Claim:
         row = taken.mirror
         reference = row.reference
-        phase = tx.execute(_phase, {"of_type": row.resource_type}).scalar_one_or_none()
+        route = tx.execute(_phase, {"of_type": row.resource_type, "of": reference}).one_or_none()
         open_rows = tx.execute(_open_changes, {"of": reference}).all()
         deletes = [change for change in open_rows if change.kind == Kind.DELETE]
         versions = [change for change in open_rows if change.kind == Kind.VERSION]
+        told_later = tx.execute(_told_later, {"of": reference, "applied": row.applied_version}).all()
         return Claim(
             reference=reference,
             token=row.token,
@@ -152,16 +173,20 @@ class Claiming(Store):
             claimed_at=taken.at,
             applied_version=row.applied_version,
             applied_updated=row.applied_updated,
-            links=tuple(map(_link, tx.execute(_links, {"of": reference}))),
+            links=tuple(map(self._link, tx.execute(_links, {"of": reference}))),
             unresolved=tuple(map(self._open_write, tx.execute(_unresolved, {"of": reference}))),
             delete_hint=DeleteHint(max(change.received_at for change in deletes)) if deletes else None,
             open_versions=frozenset(change.version_id for change in versions),
-            notified=self._bodies(reference, versions[:NOTIFIED_BODIES]),
+            notified=self._bodies(reference, [*versions[:NOTIFIED_BODIES], *told_later]),
             sent_by_medplum=any(change.source != Source.READ for change in versions),
             absent_since=row.absent_since,
             released=bool(row.released),
-            phase=Phase.OFF if phase is None else Phase(phase),
+            phase=Phase.OFF if route is None else Phase(route.phase),
             asked=row.due_at is not None and row.due_at <= taken.at,
+            recovering=route is not None and bool(route.lost),
+            reason=row.reason,
+            active_version=None if route is None else route.mapping_version,
+            shadowed=route is not None and bool(route.shadowed),
         )
 
     def _bodies(self, reference: str, versions: Sequence[Any]) -> dict[str, bytes]:
@@ -181,6 +206,8 @@ class Claiming(Store):
             bound=row.bound_at,
             fields=self._opened_fields(row),
             parents=row.parents,
+            idempotency_key=row.idempotency_key,
+            parent_keys=row.parent_keys or {},
         )
 
     def _opened_fields(self, row: Any) -> Mapping[str, object] | None:
@@ -188,10 +215,33 @@ class Claiming(Store):
         fields: Mapping[str, object] | None = None if text is None else json.loads(text)
         return fields
 
-    def _opened(self, sealed: bytes, table: str, reference: str, version: str) -> bytes | None:
+    def _link(self, row: Any) -> Link:
+        baseline = (
+            None
+            if row.baseline is None
+            else self._opened(row.baseline, "links", row.reference, row.slot, column="baseline")
+        )
+        return Link(
+            id=row.id,
+            reference=row.reference,
+            slot=row.slot,
+            collection=row.collection,
+            keys=row.record_keys,
+            state=LinkState(row.state),
+            digest=row.digest,
+            epoch=row.epoch,
+            parents=row.parents,
+            look_at=row.look_at,
+            origin=Origin(row.origin),
+            version_id=row.version_id,
+            old_keys=row.old_keys,
+            baseline=None if baseline is None else json.loads(baseline, parse_float=Decimal),
+        )
+
+    def _opened(self, sealed: bytes, table: str, reference: str, version: str, *, column: str = "body") -> bytes | None:
         """Open a body; None where no key does. A key that was taken away must not keep every mirror from its claim."""
         try:
-            return self.sealer.open(sealed, table=table, reference=reference, version=version, column="body")
+            return self.sealer.open(sealed, table=table, reference=reference, version=version, column=column)
         except SealBroken:
             return None
 
@@ -217,19 +267,4 @@ def _note_death(tx: Transaction, reference: str, token: int) -> None:
         insert(attempts).values(
             reference=reference, token=token, ended_at=tx.now, outcome="died", detail="the start had no end"
         )
-    )
-
-
-def _link(row: Any) -> Link:
-    return Link(
-        id=row.id,
-        reference=row.reference,
-        slot=row.slot,
-        collection=row.collection,
-        keys=row.record_keys,
-        state=LinkState(row.state),
-        digest=row.digest,
-        epoch=row.epoch,
-        parents=row.parents,
-        look_at=row.look_at,
     )

@@ -9,12 +9,18 @@ from typing import Any
 
 from sqlalchemy import and_, bindparam, case, func, insert, or_, select, update
 
-from worker.ledger.answering import THERE, Answering
+from worker import log
+from worker.ledger.answering import Answering
 from worker.ledger.database import Transaction, writes
+from worker.ledger.identifying import BOUNCES, BOUNCES_ALARM
+from worker.ledger.linking import THERE, tell_readers
+from worker.ledger.phasing import SHADOWED
 from worker.ledger.statements import NOW, OF, UNSETTLED, add_up
 from worker.ledger.statements import insert as insert_or
 from worker.ledger.tables import Utc, attempts, changes, links, mirrors
 from worker.ledger.values import Answer, Claim, Disposition, Kind, Settlement, Source, State, Wait
+
+_log = log.get(__name__)
 
 PHANTOM_AFTER = timedelta(seconds=60)
 WAITING_LOOK = timedelta(minutes=5)
@@ -56,14 +62,16 @@ _settle_mirror = (
         reason=None,
         detail=None,
         released=False,
+        bounces=BOUNCES,
     )
+    .returning(mirrors.c.bounces)
 )
 _settle_version_read = (
     update(changes)
     .where(
         changes.c.reference == OF,
         changes.c.version_id == bindparam("version"),
-        or_(UNSETTLED, changes.c.disposition == Disposition.SUPERSEDED),
+        or_(UNSETTLED, changes.c.disposition == Disposition.SUPERSEDED, changes.c.rule == SHADOWED),
     )
     .values(**_settled, superseded_by=None)
     .returning(changes.c.id)
@@ -109,13 +117,19 @@ class Ending(Answering):
             self._record(tx, *last)
         done = tx.execute(
             _settle_mirror,
-            _about(tx, claim) | {"version": settlement.version_id, "version_updated": settlement.last_updated},
+            _about(tx, claim)
+            | {"version": settlement.version_id, "version_updated": settlement.last_updated}
+            | {"was_applied": settlement.disposition is Disposition.APPLIED, "by_us": settlement.own},
         )
-        ended = bool(done.rowcount)
+        bounces = done.scalar()
+        ended = bounces is not None
         _note(tx, claim, settlement.disposition if ended else "fenced", settlement.rule or "", settlement.version_id)
         if ended:
             _settle_changes(tx, claim, settlement)
             _look_at_young_hint(tx, claim, settlement)
+            _tell_readers(tx, claim, settlement)
+        if bounces == BOUNCES_ALARM and settlement.disposition is Disposition.APPLIED:
+            _log.warning("our own versions lead to writes: does a mapping map the key?", reference=claim.reference)
         return ended
 
     @writes
@@ -184,6 +198,7 @@ class Ending(Answering):
                 .values(state=State.DUE, due_at=tx.now, hints=mirrors.c.hints + 1, since=tx.now)
             )
         _end(tx, claim, "parent", detail, State.WAITING, look_at=tx.now + WAITING_LOOK, waiting_for=parent)
+        _tell_readers(tx, claim)
         return Wait.WAITS
 
     @writes
@@ -217,12 +232,15 @@ class Ending(Answering):
             failed = replace(settlement, disposition=Disposition.FAILED, rule=detail)
             _settle_changes(tx, claim, failed)
             _look_at_young_hint(tx, claim, failed)
+        _tell_readers(tx, claim, settlement)
         return ended
 
     @writes
     def hold(self, tx: Transaction, claim: Claim, *, reason: str, detail: str) -> bool:
         """End an attempt that needs a decision. Its changes stay open; a newer version does not wake it."""
-        return _end(tx, claim, reason, detail, State.HELD, due_at=None, look_at=None)
+        ended = _end(tx, claim, reason, detail, State.HELD, due_at=None, look_at=None)
+        _tell_readers(tx, claim)
+        return ended
 
 
 def _about(tx: Transaction, claim: Claim) -> dict[str, Any]:
@@ -348,6 +366,23 @@ def _look_at_young_hint(tx: Transaction, claim: Claim, settlement: Settlement) -
         .where(mirrors.c.reference == claim.reference)
         .values(look_at=case((mirrors.c.look_at < look_at, mirrors.c.look_at), else_=look_at))
     )
+
+
+def _tell_readers(tx: Transaction, claim: Claim, settlement: Settlement | None = None) -> None:
+    """Tell those whose mappings have read this resource, where it is another than it was when they were last told.
+
+    Whoever waits, fails or is held has changed all the same. A deletion that was settled before is no news, or each
+    repeated hint of it would wake them all.
+    """
+    if settlement is None:
+        news = bool(claim.open_versions)
+    elif settlement.version_id is None and not settlement.deleted:  # nothing was read
+        news = bool(claim.open_versions or claim.delete_hint)
+    else:
+        before = (claim.applied_version, claim.applied_updated)
+        news = claim.released or (settlement.version_id, settlement.last_updated) != before
+    if news:
+        tell_readers(tx, claim.reference)
 
 
 def _locked(tx: Transaction, reference: str) -> str:

@@ -17,7 +17,7 @@ from worker.ledger.prepared import Prepared, instant
 from worker.ledger.statements import NOW, OF, add_up, among, dialect_of
 from worker.ledger.store import Store
 from worker.ledger.tables import Utc, changes, mirrors, pauses, routes
-from worker.ledger.values import Accepted, Disposition, Hint, Kind, Phase, State
+from worker.ledger.values import Accepted, Disposition, Hint, Kind, Phase, Source, State
 
 NO_ROUTE = "no route for this resource type"
 
@@ -44,6 +44,9 @@ def _lock(on_sqlite: bool) -> Select[Any]:
     return found if on_sqlite else found.order_by(mirrors.c.reference).with_for_update()
 
 
+_untold = and_(changes.c.source == Source.READ.value, changes.c.receipts == 0)  # a read found it, and nobody told yet
+
+
 @cache
 def _known_versions(on_sqlite: bool) -> Select[Any]:
     """Look each pair of reference and version up; to look for either in a list of its own crosses the two lists."""
@@ -58,7 +61,8 @@ def _known_versions(on_sqlite: bool) -> Select[Any]:
         asked = func.json_array_elements(pairs).table_valued("value")
         reference, version = (sql_cast(asked.c.value.op("->>")(place), Text) for place in (0, 1))
     both = and_(changes.c.reference == reference, changes.c.version_id == version)
-    return select(changes.c.reference, changes.c.version_id).select_from(asked).join(changes, both)
+    known = select(changes.c.reference, changes.c.version_id, _untold.label("untold"))
+    return known.select_from(asked).join(changes, both)
 
 
 _references: Any = bindparam("references", expanding=True)
@@ -75,6 +79,19 @@ _repeat_delete = (
     update(changes)
     .where(changes.c.reference == OF, changes.c.kind == Kind.DELETE, changes.c.disposition.is_(None))
     .values(receipts=changes.c.receipts + bindparam("times"), received_at=NOW)
+)
+_tell = (
+    update(changes)
+    .where(changes.c.reference == OF, changes.c.version_id == bindparam("told_version"), _untold)
+    .values(receipts=1, received_at=NOW, body=bindparam("told_body"))
+)
+_look = (  # where an attempt is under way, its end leaves the mirror due: it may have read this very version
+    update(mirrors)
+    .where(mirrors.c.reference == OF)
+    .values(
+        hints=mirrors.c.hints + 1,
+        look_at=case((mirrors.c.state == State.CURRENT.value, NOW), else_=mirrors.c.look_at),
+    )
 )
 _held = mirrors.c.state == State.HELD.value
 _anew = or_(mirrors.c.state == State.FAILED.value, mirrors.c.state == State.WAITING.value)
@@ -138,9 +155,11 @@ class Intake(Store):
         """Store hints, at most a few hundred at a time, and mark their mirrors due.
 
         A version that is known makes no second row; it still wakes its mirror, unless it is the one that was applied.
+        Where a read had found it before, its body is kept on its row, once, and of an applied one the mirror takes a
+        look: the read may have lacked what the notification carries.
         A delete hint that is open already is counted on its row. Of the mirrors that woke and may be worked on at once
         at most `ring_most` are marked as queued: the caller rings for those, and dispatch finds the others, and in time
-        also those for which nobody rang.
+        also those for which nobody rang. Nobody rings for a delete where nothing is applied: such ids can be made up.
 
         Raises:
             LedgerUnavailable: nothing was stored; the sender has to come again.
@@ -163,13 +182,16 @@ class Intake(Store):
         rows: list[dict[str, Any]] = []
         for hint in hints:
             mirror = held.get(hint.reference, _NONE_YET)
+            if known.get((hint.reference, hint.version_id)) and hint.body is not None and self.sealer.can_seal:
+                known[hint.reference, hint.version_id] = False
+                self._compare_later(tx, hint, looks=hint.version_id == mirror.applied_version)
             if hint.version_id is not None and hint.version_id == mirror.applied_version:
                 continue
             counts[hint.reference] += 1
             if (hint.reference, hint.version_id) in known:
                 repeated_deletes[hint.reference] += hint.version_id is None
                 continue
-            known.add((hint.reference, hint.version_id))
+            known[hint.reference, hint.version_id] = False
             number = mirror.hints + counts[hint.reference]
             rows.append(self._row(hint, number, now, instant(tx, hint.last_updated)))
         _new_changes.run(tx, rows)  # the mirrors' locks are held: nobody else can have made these rows meanwhile
@@ -177,7 +199,9 @@ class Intake(Store):
         for reference, times in (+repeated_deletes).items():
             tx.execute(_repeat_delete, {"of": reference, "times": times, "now": tx.now})
         woken = [name for name in counts if held.get(name, _NONE_YET).wakes()]
-        queued = [name for name in woken if runs[_type(name)] and held.get(name, _NONE_YET).runs(tx.now)][:ring_most]
+        told = {hint.reference for hint in hints if hint.version_id is not None}
+        worth = (name for name in woken if name in told or held.get(name, _NONE_YET).applied_version is not None)
+        queued = [name for name in worth if runs[_type(name)] and held.get(name, _NONE_YET).runs(tx.now)][:ring_most]
         _wake(tx, counts, held, frozenset(queued))
         return len(rows), woken, queued
 
@@ -197,12 +221,21 @@ class Intake(Store):
         add_up(tx, "accepted", Counter((row.source, row.resource_type) for row in made))
         return len(made)
 
+    def _compare_later(self, tx: Transaction, hint: Hint, *, looks: bool) -> None:
+        """Keep what the notification carries of a version that a read had found: the next attempt compares the two."""
+        told = {"of": hint.reference, "told_version": hint.version_id, "told_body": self._sealed(hint), "now": tx.now}
+        tx.execute(_tell, told)
+        if looks:
+            tx.execute(_look, {"of": hint.reference, "now": tx.now})
+
+    def _sealed(self, hint: Hint) -> bytes | None:
+        if hint.body is None or not self.sealer.can_seal:
+            return None
+        return self.sealer.seal(
+            hint.body, table="changes", reference=hint.reference, version=hint.version_id or "", column="body"
+        )
+
     def _row(self, hint: Hint, number: int, now: Any, last_updated: Any) -> dict[str, Any]:
-        body = None
-        if hint.body is not None and self.sealer.can_seal:
-            body = self.sealer.seal(
-                hint.body, table="changes", reference=hint.reference, version=hint.version_id or "", column="body"
-            )
         return {
             "reference": hint.reference,
             "resource_type": hint.resource_type,
@@ -218,7 +251,7 @@ class Intake(Store):
             "received_at": now,
             "receipts": 1,
             "hint": number,
-            "body": body,
+            "body": self._sealed(hint),
         }
 
 
@@ -263,14 +296,17 @@ def _wake(tx: Transaction, counts: Mapping[str, int], held: Mapping[str, _Mirror
     _mark_due.run(tx, marked)
 
 
-def _known(tx: Transaction, hints: Iterable[Hint]) -> set[tuple[str, str | None]]:
-    """List what is in the ledger of these hints: versions, and delete hints that are open."""
+def _known(tx: Transaction, hints: Iterable[Hint]) -> dict[tuple[str, str | None], bool]:
+    """List what is in the ledger of these hints: versions, and delete hints that are open.
+
+    True stands with a version that a read found and that no notification told of yet.
+    """
     pairs = {(hint.reference, hint.version_id) for hint in hints if hint.version_id is not None}
     deletes = sorted({hint.reference for hint in hints if hint.version_id is None})
-    known: set[tuple[str, str | None]] = set()
+    known: dict[tuple[str, str | None], bool] = {}
     if pairs:
         found = tx.execute(_known_versions(tx.on_sqlite), {"pairs": sorted(pairs)})
-        known.update((row.reference, row.version_id) for row in found)
+        known |= {(row.reference, row.version_id): bool(row.untold) for row in found}
     if deletes:
-        known |= {(reference, None) for reference in tx.execute(_open_deletes, {"references": deletes}).scalars()}
+        known |= {(each, None): False for each in tx.execute(_open_deletes, {"references": deletes}).scalars()}
     return known

@@ -48,8 +48,9 @@ class Operate(Store):
 
     @writes
     def register_routes(self, tx: Transaction, declared: Mapping[str, tuple[Phase, str]]) -> None:
-        """Make the declared routes known: type → (first phase, mapping version). A phase that is there stays.
+        """Make the declared routes known: type → (first phase, mapping version). What a known route has of both stays.
 
+        So a new mapping waits until it is activated: see `Phasing.activate`.
         A type that is no longer declared goes off, and its changes are settled as skipped, until it is declared again.
         Only a deployment's release step calls this: an old worker that starts during a roll-out must not take a new
         type off.
@@ -63,7 +64,9 @@ class Operate(Store):
                     index_elements=["resource_type"],
                     set_={
                         "phase": case((routes.c.mapping_version == UNDECLARED, phase), else_=routes.c.phase),
-                        "mapping_version": version,
+                        "mapping_version": case(
+                            (routes.c.mapping_version == UNDECLARED, version), else_=routes.c.mapping_version
+                        ),
                         "registered_at": tx.now,
                     },
                 )

@@ -5,17 +5,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Table, func, literal, select, union_all
+from sqlalchemy import Table, case, func, literal, select, union_all
 
 from worker.ledger.database import Transaction, reads
+from worker.ledger.identifying import BOUNCES_ALARM, TO_IDENTIFY
+from worker.ledger.phasing import OTHER_VERSION
 from worker.ledger.store import Store
 from worker.ledger.tables import attempts, changes, counters, jobs, links, mirrors, operator_actions
 from worker.ledger.tables import writes as announced_writes
 from worker.ledger.values import Disposition, LinkState, State
 
 # what `show` leaves out: ciphertext, and what says nothing without a key
-HIDDEN = frozenset({"body", "answer", "before_image", "digest"})
+HIDDEN = frozenset({"body", "answer", "before_image", "baseline", "digest"})
 NEEDS_A_PERSON = (State.FAILED, State.HELD)
+# a key that was put there before has changed since, with the link
+_longest_to_identify = select(
+    func.min(case((links.c.identified_key.is_(None), links.c.created_at), else_=links.c.updated_at))
+).where(TO_IDENTIFY)
 
 
 class Report(Store):
@@ -41,7 +47,11 @@ class Report(Store):
             "accepted_by_source": counted.get("accepted", {}),
             "unresolved_writes": counted.get("unresolved", {}).get("", 0),
             "left_behind": counted.get("left", {}).get("", 0),
+            "to_identify": counted.get("identify", {}).get("", 0),
+            "bouncing": counted.get("bouncing", {}).get("", 0),
+            "handed_back": counted.get("handed", {}),
             "oldest_open_seconds": _age(tx, oldest),
+            "oldest_to_identify_seconds": _age(tx, tx.execute(_longest_to_identify).scalar_one()),
             "last_dispatch_seconds": _age(tx, dispatched),
         }
 
@@ -105,6 +115,11 @@ def _counts(tx: Transaction) -> dict[str, dict[str, int]]:
         select(literal("syncing"), literal(""), count).where(mirrors.c.lease_until > tx.now),
         select(literal("unresolved"), literal(""), count).where(announced_writes.c.outcome.is_(None)),
         select(literal("left"), literal(""), count).where(links.c.state == LinkState.LEFT_BEHIND),
+        select(literal("identify"), literal(""), count).where(TO_IDENTIFY),
+        select(literal("handed"), mirrors.c.resource_type, count)
+        .where(mirrors.c.state == State.DUE, mirrors.c.reason == OTHER_VERSION)
+        .group_by(mirrors.c.resource_type),
+        select(literal("bouncing"), literal(""), count).where(mirrors.c.bounces >= BOUNCES_ALARM),
     )
     told: dict[str, dict[str, int]] = {}
     for row in tx.execute(everything):

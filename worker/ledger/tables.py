@@ -254,6 +254,7 @@ writes = Table(
     sealed("answer"),
     pseudonymous("key", String(200)),
     plain("late", Boolean, nullable=False, server_default=text("false")),
+    pseudonymous("parent_keys", JSON),  # name -> keys, as they were sent: the parent may have other ones by now
     plain("write_back", Boolean, nullable=False, server_default=text("false")),  # the new key goes back to Medplum
     partial("ix_writes_unresolved", "reference", where="outcome IS NULL"),
     Index("ix_writes_reference", "reference", "id"),

@@ -59,6 +59,7 @@ class Operation(StrEnum):
     CREATE = "create"
     UPDATE = "update"
     DELETE = "delete"
+    REPLACE = "replace"  # deletes a record whose place another one takes, or has taken
 
 
 class Phase(StrEnum):
@@ -159,6 +160,10 @@ class Link:
     epoch: int
     parents: Mapping[str, str]
     look_at: datetime | None
+    origin: Origin = Origin.CREATED
+    version_id: str | None = None  # that was last written; none on a link that we never wrote to
+    old_keys: Keys | None = None  # of the record whose place this one has taken, until that is deleted
+    baseline: Mapping[str, object] | None = None  # the record as the API last answered or gave it back
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,8 @@ class OpenWrite:
     bound: datetime
     fields: Mapping[str, object] | None
     parents: Mapping[str, str]
+    idempotency_key: str | None = None
+    parent_keys: Mapping[str, Keys] = field(default_factory=dict)  # by the parent's name, as they were sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +211,14 @@ class Claim:
     released: bool
     phase: Phase
     asked: bool  # somebody asked; else it is a look that the mirror takes by itself
+    recovering: bool = False  # the ledger was set back in time, and nobody has said yet that all is well
+    reason: str | None = None  # why the attempt before did not settle
+    active_version: str | None = None  # of the route's mapping; none: nobody knows
+    shadowed: bool = False  # what would have been sent is kept
+
+    def lets_pass(self, reason: str) -> bool:
+        """Tell whether a person has let it pass what it was held for."""
+        return self.released and self.reason == reason
 
     @property
     def resource_type(self) -> str:
@@ -231,8 +246,12 @@ class Announcement:
     send_within_s: float
     deadline_s: float
     lands_within_s: float
+    parent_keys: Mapping[str, Keys] = field(default_factory=dict)
     idempotency_key: str | None = None
     uses: Mapping[str, Keys] = field(default_factory=dict)  # the keys of other records in path and fields, by reference
+    spares_digest: bool = False  # it deletes a record that the link names no more
+    write_back: bool = False  # a new key is to be put on the Medplum resource
+    before_image: bytes | None = None  # the record as it was, where the write changes what is not known to be ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +272,9 @@ class Answer:
     words: bytes | None = None
     keys: Keys | None = None
     digest: str | None = None
-    before_image: bytes | None = None
+    baseline: bytes | None = None  # the record as the API answered or gave it back, as JSON
     look_again: bool = False
+    replaces: bool = False  # the record that was made takes the place of the link's, which is there still
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +289,7 @@ class Settlement:
     author: str | None = None
     rule: str | None = None
     reason: str | None = None
+    own: bool = False  # by its author, we wrote this version ourselves
 
     def said(self, disposition: Disposition, rule: str | None = None) -> Settlement:
         """Say another disposition of what was read, and by which rule."""
@@ -301,3 +322,13 @@ class NotClaimed:
 
     why: Refusal
     until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptToken:
+    """A legacy API's token as all workers find it. `left_s` None: nobody said when it ends."""
+
+    content: Mapping[str, object] = field(repr=False)
+    left_s: float | None
+    unended: bool  # who renewed it last died, or lost the ledger, between asking and keeping
+    rests: bool  # the last renewal failed a moment ago

@@ -9,8 +9,9 @@ from worker.legacy import Unsupported
 from worker.mapping import pick
 from worker.mapping.context import Context
 from worker.mapping.link import Link, link
+from worker.mapping.part import Part, Parts, part_of
 from worker.mapping.results import Absent, Fields, Mapped, MappedRecord, Record, Result, Skip, Value
-from worker.mapping.route import Conflict, Route, Routes, apply, load_routes, route
+from worker.mapping.route import Conflict, Declared, Route, Routes, WriteBack, apply, load_routes, route
 from worker.mapping.site import SiteSettings
 from worker.mapping.tables import US_STATES, Table
 from worker.mapping.text import Phone, first, join, prefix, required, rest
@@ -20,10 +21,13 @@ __all__ = [
     "Absent",
     "Conflict",
     "Context",
+    "Declared",
     "Fields",
     "Link",
     "Mapped",
     "MappedRecord",
+    "Part",
+    "Parts",
     "Phase",
     "Phone",
     "Record",
@@ -36,11 +40,13 @@ __all__ = [
     "Unmappable",
     "Unsupported",
     "Value",
+    "WriteBack",
     "apply",
     "first",
     "join",
     "link",
     "load_routes",
+    "part_of",
     "pick",
     "prefix",
     "required",

@@ -18,17 +18,19 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from fhir.resources.R4B.resource import Resource
 from fhir_core.fhirabstractmodel import FHIRAbstractModel
 
 from worker.errors import ReverseSyncError, RoutesInvalid, Unmappable
 from worker.ledger.values import Phase
-from worker.legacy import Collection, Find, Unsupported
-from worker.legacy.call import template
+from worker.legacy import Call, Collection, Find, Unsupported
+from worker.legacy.call import CURRENT
 from worker.mapping import place
 from worker.mapping.context import Context
 from worker.mapping.link import Link
+from worker.mapping.part import DECLARED_HERE, PART_VERSION, Part, Parts
 from worker.mapping.results import Absent, Mapped, MappedRecord, Record, Result, Skip
 from worker.mapping.tables import Table
 
@@ -36,10 +38,27 @@ R = TypeVar("R", bound=Resource)
 
 
 class Conflict(StrEnum):
-    """What happens where the legacy record is not what was last written."""
+    """What happens where the legacy record is not what the API last said of it."""
 
-    OVERWRITE = "overwrite"  # Medplum wins; what was there is kept with the attempt
+    OFF = "off"  # nobody looks: it costs a read for each update
+    OVERWRITE = "overwrite"  # Medplum wins; what was there is kept with the link
     HOLD = "hold"  # a person decides
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBack:
+    """The legacy key goes back to Medplum, as an identifier of this system on the resource.
+
+    `key` names which of the record's keys; by default the first.
+    """
+
+    system: str
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.system)
+        if not parts.scheme or not (parts.netloc or parts.path) or any(sign.isspace() for sign in self.system):
+            raise RoutesInvalid(f'WriteBack: "{self.system}" should be an absolute URI')
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +69,13 @@ class Route(Generic[R]):
     function: Callable[[R, Context], Result]
     to: Collection
     phase: Phase
-    conflict: Conflict
-    deleted: Literal["absent", "keep"]
+    conflict: Conflict = Conflict.OFF
+    deleted: Literal["absent", "keep"] = "absent"
+    expunged: Literal["hold", "absent", "keep"] = "hold"
+    moved: Literal["hold", "replace"] = "hold"
+    restored: Literal["create", "undelete", "hold"] = "create"
+    imported: Literal["update", "hold"] = "update"
+    identifier: WriteBack | None = None
 
     def __call__(self, resource: R, ctx: Context) -> Result:
         return self.function(resource, ctx)
@@ -86,13 +110,32 @@ Routes = Mapping[str, Route[Any]]
 """The routes by resource type."""
 
 
+class Declared(dict[str, Route[Any]]):
+    """What a module declares: the routes by resource type, and beside them the parts."""
+
+    def __init__(self, routes: Routes, parts: Parts) -> None:
+        super().__init__(sorted(routes.items()))
+        self.parts: Parts = MappingProxyType(dict(sorted(parts.items())))
+
+    @property
+    def types(self) -> dict[str, tuple[Phase, str]]:
+        """What the ledger registers: each type's first phase and the version of its mapping."""
+        parts = dict.fromkeys(self.parts, (Phase.LIVE, PART_VERSION))
+        return parts | {name: (route.phase, route.version) for name, route in self.items()}
+
+
 def route(
     model: type[R],
     *,
     to: Collection,
     phase: Phase = Phase.SHADOW,
-    conflict: Conflict = Conflict.OVERWRITE,
+    conflict: Conflict = Conflict.OFF,
     deleted: Literal["absent", "keep"] = "absent",
+    expunged: Literal["hold", "absent", "keep"] = "hold",
+    moved: Literal["hold", "replace"] = "hold",
+    restored: Literal["create", "undelete", "hold"] = "create",
+    imported: Literal["update", "hold"] = "update",
+    identifier: WriteBack | None = None,
 ) -> Callable[[Callable[[R, Context], Result]], Route[R]]:
     """Declare that a function maps a resource type.
 
@@ -100,12 +143,17 @@ def route(
         model: the R4 model; it types the function's first argument.
         to: where its records go, unless a Record names another collection.
         phase: how far a new route is let into the legacy system, until an operator says otherwise.
-        conflict: what happens where the legacy record is not what was last written.
+        conflict: what happens where the legacy record is not what the API last said of it.
         deleted: whether a record is deleted ("absent") or stays ("keep") when its resource is deleted in Medplum.
+        expunged: the same where Medplum shows neither the resource nor its deletion, at two looks; or a person decides.
+        moved: whether a record whose parent is another one now is deleted there and created here ("replace").
+        restored: what becomes of a deleted record whose resource lives again: a new one, or the old one brought back.
+        imported: whether a person sees the differences before the first write to a record that was imported ("hold").
+        identifier: puts the legacy key on the Medplum resource.
     """
 
     def declare(function: Callable[[R, Context], Result]) -> Route[R]:
-        return Route(model, function, to, phase, conflict, deleted)
+        return Route(model, function, to, phase, conflict, deleted, expunged, moved, restored, imported, identifier)
 
     return declare
 
@@ -187,26 +235,32 @@ def _wire(collection: Collection, value: object, ctx: Context) -> object:
     return collection.write(value)  # type: ignore[arg-type]  # it refuses what is no Scalar
 
 
-def load_routes(name: str) -> Routes:
+def load_routes(name: str) -> Declared:
     """Import the module (of a package: all its modules) that declares the routes.
 
     Raises:
         RoutesInvalid: with file and line: it does not import, has no route or two for a type, or a brace names nothing.
     """
     found: dict[int, Route[Any]] = {}
+    parts: dict[str, Part[Any]] = {}
     for module in _modules(name):
         found |= {id(each): each for each in vars(module).values() if isinstance(each, Route)}
+        parts |= {each.type: each for each in vars(module).get(DECLARED_HERE, ())}
     if not found:
         raise RoutesInvalid(f"{name} declares no route: decorate a function with @route")
     routes: dict[str, Route[Any]] = {}
     for each in found.values():
         if (other := routes.setdefault(each.type, each)) is not each:
             raise RoutesInvalid(f"two routes for {each.type}: {other.source} and {each.source}: keep one")
+    for part in parts.values():
+        if part.type in routes:
+            raise RoutesInvalid(f"{part.source}: {part.type} has a route, so it is no part of another: keep one")
     keys = frozenset(key for each in routes.values() for collection in each.collections for key in collection.keys)
     for each in routes.values():
         _check_names(each, keys)
+        _check_options(each)
         _ = each.version  # of the source that was imported, not of what the file may become
-    return MappingProxyType(dict(sorted(routes.items())))
+    return Declared(routes, parts)
 
 
 def _modules(name: str) -> list[ModuleType]:
@@ -242,16 +296,43 @@ def _check_names(route: Route[Any], keys: frozenset[str]) -> None:
     """Check what can be checked before a resource is there: each brace is a key, a mapped field or a parent's key."""
     fields = place.keys_in(route.function)
     for collection in route.collections:
-        for request in collection.requests:
-            for name in template(request).names:
-                first, dot, key = name.partition(".")
-                known = fields is None or first in fields or (not dot and first in collection.keys)
-                if not known or (dot and key not in keys):
-                    raise RoutesInvalid(f'{route.source}: {collection.name}: nothing is called "{name}" in "{request}"')
+        for name in sorted(collection.names):
+            first, dot, key = name.partition(".")
+            known = fields is None or first in fields or (not dot and first in collection.keys)
+            if first != CURRENT and (not known or (dot and key not in keys)):
+                wanted = next((each for each in collection.requests if f"{{{name}}}" in each), "a constant")
+                raise RoutesInvalid(f'{route.source}: {collection.name}: nothing is called "{name}" in "{wanted}"')
         matched = tuple(collection.find_by.match) if isinstance(collection.find_by, Find) else ()
         for name in (*matched, *collection.identity, *collection.clear):
             if fields is not None and name not in fields:
                 raise RoutesInvalid(f'{route.source}: {collection.name}: the mapping returns no field "{name}"')
+
+
+def _check_options(route: Route[Any]) -> None:
+    """Check that the legacy API can do what the route's options ask of it."""
+    for collection in route.collections:
+        can_replace = isinstance(collection.create, Call) and isinstance(collection.delete, Call)
+        refusals = (
+            (
+                route.conflict is not Conflict.OFF and not collection.can_read,
+                f"conflict={route.conflict.name} compares with what is read, so it needs read",
+            ),
+            (
+                route.restored == "undelete" and collection.undelete is None,
+                'restored="undelete" needs undelete',
+            ),
+            (
+                route.moved == "replace" and bool(collection.parents) and not can_replace,
+                'moved="replace" needs a create and a delete that the API can do',
+            ),
+            (
+                route.identifier is not None and route.identifier.key not in {"", *collection.keys},
+                f'WriteBack: it has no key "{route.identifier.key if route.identifier else ""}"',
+            ),
+        )
+        for refused, why in refusals:
+            if refused:
+                raise RoutesInvalid(f"{route.source}: {collection.name}: {why}")
 
 
 @cache

@@ -87,6 +87,7 @@ class Story:
         parents: Mapping[str, str] | None = None,
         uses: Mapping[str, Keys] | None = None,
         version: str = "v1",
+        **more: Any,
     ) -> Announced:
         return self.ledger.announce(
             claim,
@@ -103,6 +104,7 @@ class Story:
                 deadline_s=DEADLINE_S,
                 lands_within_s=LANDS_S,
                 uses=uses or {},
+                **more,
             ),
         )
 

@@ -42,6 +42,33 @@ def test_types_take_turns(story: Story) -> None:
     assert CONDITION in due(story, 4)
 
 
+def test_what_only_a_delete_names_comes_last_and_a_few_at_a_time(story: Story) -> None:
+    """Forged deletes that came first stand behind every change, and leave the queue to others."""
+    story.ledger.accept([Hint(f"Patient/forged{number}") for number in range(300)])
+    story.clock.forward(1)
+    story.hears("c1", of=CONDITION)
+    story.hears("v1")
+    due = story.ledger.due(limit=1000, queue_empty=True)
+    assert due[:2] == (CONDITION, PATIENT)
+    assert len(due) == 2 + 100
+    assert len(story.ledger.due(limit=1000, queue_empty=True)) == 100
+    assert len(story.ledger.due(limit=30, queue_empty=True)) == 30
+
+
+def test_a_delete_of_what_was_seen_takes_its_turn(story: Story) -> None:
+    """A delete of a record, or of what may have become one, is a change like any other: it waits behind nobody."""
+    story.applies("v1")
+    story.hears("v1", of=OTHER)
+    story.ledger.fail(story.claims(OTHER), reason="refused", detail="")
+    story.clock.forward(60)
+    story.hears(None)
+    story.hears(None, of=OTHER)
+    story.clock.forward(1)
+    story.hears("c1", of=CONDITION)
+    assert set(story.ledger.due(limit=2, queue_empty=True)) == {CONDITION, PATIENT}
+    assert story.ledger.due(limit=2, queue_empty=True) == (OTHER,)
+
+
 def test_a_claimed_mirror_is_not_picked(story: Story) -> None:
     """What somebody works on is not published again."""
     story.hears("v1")

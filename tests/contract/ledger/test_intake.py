@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from tests.contract.ledger.story import CONDITION, OTHER, PATIENT, ROUTES, Story, done, read
 from worker.ledger.tables import changes, mirrors
-from worker.ledger.values import Disposition, Hint, Phase, Refusal, Source
+from worker.ledger.values import Accepted, Disposition, Hint, Phase, Refusal, Source
 
 
 def test_a_new_version_makes_a_row_and_a_due_mirror(story: Story) -> None:
@@ -67,6 +67,83 @@ def test_a_version_that_a_read_found_first_does_not_wake(story: Story) -> None:
     accepted = story.hears("v2")
     assert (accepted.inserted, accepted.woken) == (0, ())
     assert story.changes() == {"v1": "superseded", "v2": "unchanged"}
+
+
+def tells(story: Story, version: str, body: bytes = b'{"whole":1}', of: str = PATIENT) -> Accepted:
+    """Accept a notification as Medplum sends it, with the resource."""
+    return story.ledger.accept([Hint(of, version, body=body)])
+
+
+def finds(story: Story, version: str = "v2") -> None:
+    """Hear of one version and read the next, whose notification is still under way."""
+    story.hears("v1")
+    claim = story.claims()
+    write = story.announces(claim, version=version)
+    story.settles(claim, version, Disposition.APPLIED, last=(write, done()))
+    story.clock.forward(60)
+
+
+def test_what_a_read_found_is_looked_at_when_its_notification_brings_a_body(story: Story) -> None:
+    """A read can lack what the notification carries: nobody is rung for, the row stays settled, and a look compares."""
+    finds(story)
+    accepted = tells(story, "v2")
+    assert (accepted.inserted, accepted.repeated, accepted.woken, accepted.queued) == (0, 1, (), ())
+    assert story.changes() == {"v1": "superseded", "v2": "applied"}
+    assert story.mirror()["state"] == "current"
+    assert story.ledger.due(limit=10, queue_empty=True) == (PATIENT,)
+    claim = story.claims()
+    assert not claim.asked
+    assert claim.open_versions == frozenset()
+    assert claim.notified == {"v2": b'{"whole":1}'}
+    story.settles(claim, "v2")
+    assert story.changes() == {"v1": "superseded", "v2": "applied"}
+    assert story.refused() is Refusal.NOT_DUE
+
+
+def test_what_a_read_found_is_looked_at_once(story: Story) -> None:
+    """Medplum tries again and sends twice: the second time there is nothing new to compare."""
+    finds(story)
+    story.ledger.accept([Hint(PATIENT, "v2", body=b"{}"), Hint(PATIENT, "v2", body=b"{}")])
+    story.settles(story.claims(), "v2")
+    tells(story, "v2")
+    assert story.refused() is Refusal.NOT_DUE
+    [(receipts,)] = story.sql("SELECT receipts FROM changes WHERE version_id = 'v2'")
+    assert receipts == 1
+
+
+@pytest.mark.parametrize("body", [None, b"{}"])
+def test_what_was_notified_before_it_was_read_is_not_looked_at_again(story: Story, body: bytes | None) -> None:
+    """The way of nearly every change costs no second read: its repeats are dropped, with a body or without."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.ledger.accept([Hint(PATIENT, "v1", body=body)])
+    assert story.refused() is Refusal.NOT_DUE
+
+
+def test_without_a_body_there_is_nothing_to_compare(story: Story) -> None:
+    """A hint that tells no content, as catch-up's, brings no look."""
+    finds(story)
+    story.hears("v2")
+    assert story.refused() is Refusal.NOT_DUE
+
+
+def test_an_attempt_under_way_does_not_swallow_the_look(story: Story) -> None:
+    """An attempt that read the version before its body came leaves the mirror due: the next one compares."""
+    finds(story)
+    story.hears("v1")
+    claim = story.claims()
+    tells(story, "v2")
+    story.settles(claim, "v2")
+    assert story.claims().notified == {"v2": b'{"whole":1}'}
+
+
+def test_a_held_mirror_is_not_looked_at(story: Story) -> None:
+    """A person decides first; what the notification carried is compared in the attempt after that."""
+    finds(story)
+    story.hears("v1")
+    story.ledger.hold(story.claims(), reason="conflict", detail="")
+    tells(story, "v2")
+    assert story.refused() is Refusal.HELD
 
 
 def test_after_a_settled_deletion_an_old_version_wakes_again(story: Story) -> None:
@@ -290,6 +367,17 @@ def test_nobody_rings_for_a_mirror_that_a_worker_would_send_away(story: Story) -
     assert story.ledger.accept([Hint(OTHER, "v2")], ring_most=9).queued == ()
     story.ledger.pause(["*"], who="a", why="b")
     assert story.ledger.accept([Hint("Patient/p3", "v1")], ring_most=9).queued == ()
+
+
+def test_nobody_rings_for_a_delete_of_what_was_never_applied(story: Story) -> None:
+    """Whoever makes ids up must not fill the queue: dispatch comes for them. Beside a version, or of a record: rung."""
+    story.applies("v1")
+    story.clock.forward(60)
+    hints = [Hint("Patient/forged"), Hint(PATIENT), Hint(OTHER, "v1"), Hint(OTHER)]
+    accepted = story.ledger.accept(hints, ring_most=10)
+    assert accepted.woken == ("Patient/forged", PATIENT, OTHER)
+    assert accepted.queued == (PATIENT, OTHER)
+    assert story.ledger.due(limit=10, queue_empty=False) == ("Patient/forged",)
 
 
 def test_a_held_mirror_is_not_rung_for(story: Story) -> None:

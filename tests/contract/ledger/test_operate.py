@@ -23,11 +23,11 @@ def fails(story: Story, of: str, reason: str = "refused") -> None:
 
 
 def test_routes_are_registered_and_keep_their_phase(story: Story) -> None:
-    """A route's first phase is the declared one; later the ledger's stands, and the mapping's version is renewed."""
+    """A route's first phase is the declared one; later the ledger's stands, and so does the active mapping."""
     story.sql("UPDATE routes SET phase = 'shadow' WHERE resource_type = 'Patient'")
     story.ledger.register_routes({"Patient": (Phase.LIVE, "m2"), "Condition": (Phase.LIVE, "m1")})
     routes = story.ledger.routes()
-    assert routes["Patient"] == RouteRow("Patient", Phase.SHADOW, "m2")
+    assert routes["Patient"] == RouteRow("Patient", Phase.SHADOW, "m1")
     assert routes["Condition"].phase is Phase.LIVE
     assert routes["Practitioner"].phase is Phase.OFF
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import combinations
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, true
 
+from tests.contract.ledger.interleaving import COMMIT, Play, Step
 from tests.contract.ledger.story import CONDITION, OTHER, PATIENT, START, Story, done, read
 from tests.contract.ledger.waiting import wait_until
-from worker.ledger import Ledger
-from worker.ledger.answering import KeyMoved
+from worker.ledger import Ledger, answering, ending
+from worker.ledger.linking import KeyMoved
 from worker.ledger.values import Claim, Disposition, Keys, Operation, Refusal, Wait
 
 # SQLite has one writer at a time, and no row locks to get wrong
@@ -354,3 +357,72 @@ def test_no_child_sleeps_for_ever(story: Story) -> None:
             for future in (pool.submit(record), pool.submit(wait)):
                 future.result(timeout=20)
     assert [child for _, child in pairs if story.mirror(child)["state"] != "due"] == []
+
+
+STEPS = {
+    "child": {"look": "SELECT links.id FROM links", "wait": "UPDATE mirrors SET state="},
+    "parent": {"link": "INSERT INTO links", "wake": "UPDATE mirrors SET state="},
+}
+CHILD = [("child", step) for step in ("look", "wait", COMMIT)]
+PARENT = [("parent", step) for step in ("link", "wake", COMMIT)]
+SERIAL = {(*CHILD, *PARENT), (*PARENT, *CHILD)}
+
+
+def orders() -> Iterator[tuple[Step, ...]]:
+    """Give all twenty ways in which the steps of the two can fall."""
+    for places in combinations(range(6), 3):
+        child, parent = iter(CHILD), iter(PARENT)
+        yield tuple(next(child if place in places else parent) for place in range(6))
+
+
+ORDERS = tuple(orders())
+
+
+def plays(story: Story, orders: Sequence[tuple[Step, ...]]) -> tuple[list[tuple[Step, ...]], list[tuple[Step, ...]]]:
+    """Have a child begin to wait while its parent's link is made, in each order; those taken, and those that slept."""
+    taken, slept = [], []
+    for number, order in enumerate(orders):
+        parent, child = f"Patient/i{number}", f"Condition/i{number}"
+        story.hears("v1", of=parent)
+        story.hears("c1", of=child)
+        write_id = story.announces(story.claims(parent)).id
+        claim = story.claims(child)
+        verbs: dict[str, Callable[[], object]] = {
+            "child": partial(story.ledger.wait, claim, parent, ""),
+            "parent": partial(story.ledger.record, write_id, done(number)),
+        }
+        taken.append(tuple(Play(story.ledger, STEPS).play(order, verbs)))
+        assert [link["state"] for link in story.shown(parent)["links"]] == ["linked"]
+        if story.mirror(child)["state"] == "waiting":
+            slept.append(order)
+    return taken, slept
+
+
+def sleeps(order: tuple[Step, ...]) -> bool:
+    """Say whether the model loses the wake-up: neither sees what the other has not committed."""
+    at = {step: place for place, step in enumerate(order)}
+    unseen_link = at["child", "look"] < at["parent", COMMIT]
+    unseen_child = at["parent", "wake"] < at["child", COMMIT]
+    return unseen_link and unseen_child
+
+
+@on_postgres
+def test_in_no_order_of_statements_a_wake_up_is_lost(story: Story) -> None:
+    """All twenty interleavings of a child that begins to wait and its parent's link: under the lock they are serial."""
+    taken, slept = plays(story, ORDERS)
+    assert slept == []
+    assert set(taken) == SERIAL
+
+
+@on_postgres
+@pytest.mark.parametrize("side", ["child", "parent"])
+def test_without_the_lock_of_either_wake_ups_are_lost(story: Story, monkeypatch: pytest.MonkeyPatch, side: str) -> None:
+    """The same twenty where one of the two takes no lock: those that the model names sleep, and no others do."""
+    room, name = (ending, "_mirror_locked") if side == "child" else (answering, "_write")
+    unlocked = getattr(room, name).where(true())
+    unlocked._for_update_arg = None
+    monkeypatch.setattr(room, name, unlocked)
+    taken, slept = plays(story, ORDERS)
+    assert tuple(taken) == ORDERS
+    assert slept == [order for order in ORDERS if sleeps(order)]
+    assert len(slept) == 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -555,11 +556,12 @@ def test_a_before_image_is_kept_sealed(story: Story) -> None:
     story.clock.forward(60)
     story.hears("v2")
     claim = story.claims()
-    write = story.announces(claim, Operation.UPDATE, version="v2")
-    story.ledger.record(write.id, Answer(WriteOutcome.DONE, 200, digest="k1:d", before_image=b"Canary before"))
+    story.announces(claim, Operation.UPDATE, version="v2", before_image=b"Canary before")
     [(image,)] = story.sql("SELECT before_image FROM links")
     assert image is not None
     assert b"Canary" not in bytes(image)
+    place = {"table": "links", "reference": PATIENT, "version": "", "column": "before_image"}
+    assert story.ledger.sealer.open(bytes(image), **place) == b"Canary before"
 
 
 def test_a_record_made_in_doubt_is_looked_at_once_more(story: Story) -> None:
@@ -631,3 +633,123 @@ def test_a_second_key_beside_a_record_left_behind_holds(story: Story) -> None:
     story.ledger.record(story.announces(claim).id, done(18))
     assert (story.mirror()["state"], story.mirror()["reason"]) == ("held", "second record")
     assert story.shown()["links"][0]["keys"] == {"number": 17, "uuid": "u17"}
+
+
+def half(story: Story) -> tuple[Claim, int]:
+    """Have a linked record, and the delete of it announced by which another is to take its place."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("v2")
+    claim = story.claims()
+    return claim, story.announces(claim, Operation.REPLACE, version="v2").id
+
+
+def test_the_half_way_point_of_a_replace_is_a_state(story: Story) -> None:
+    """Deleted to be replaced: no key, so that nothing is owned, and the keys kept; then the new ones (protocol 9)."""
+    claim, write = half(story)
+    assert story.ledger.record(write, outcome(WriteOutcome.DONE))
+    [row] = story.shown()["links"]
+    assert (row["state"], row["key"], row["keys"]["number"]) == (LinkState.HALF_REPLACED, None, 17)
+    create = story.announces(claim, Operation.CREATE, version="v2")
+    assert story.ledger.record(create.id, done(18, "k1:new"))
+    [row] = story.shown()["links"]
+    assert (row["state"], row["key"], row["old_keys"]) == (LinkState.LINKED, "18", None)
+
+
+def test_a_late_answer_is_no_half_way_point(story: Story) -> None:
+    """A fenced worker's delete moves nothing: who took over sends it again, and gone is done (protocol 3f, 9)."""
+    _, write = half(story)
+    story.clock.forward(BOUND_S)
+    story.claims(by="two", alone=True)
+    assert not story.ledger.record(write, outcome(WriteOutcome.DONE))
+    [row] = story.shown()["links"]
+    assert (row["state"], row["key"]) == (LinkState.LINKED, "17")
+
+
+def test_a_record_made_first_takes_the_place_of_the_old_one(story: Story) -> None:
+    """The link has the new key and the old ones until the old record is deleted, and its digest is spared (9)."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("v2")
+    claim = story.claims()
+    create = story.announces(claim, Operation.CREATE, version="v2")
+    assert story.ledger.record(create.id, replace(done(18, "k1:new"), replaces=True))
+    [row] = story.shown()["links"]
+    assert (row["key"], row["old_keys"]["number"]) == ("18", 17)
+    gone = story.announces(claim, Operation.REPLACE, version="v2", spares_digest=True)
+    assert story.ledger.record(gone.id, outcome(WriteOutcome.GONE))
+    assert story.sql("SELECT digest FROM links") == [("k1:new",)]
+    assert story.sql("SELECT count(*) FROM links WHERE old_keys IS NOT NULL") == [(0,)]
+
+
+@pytest.mark.parametrize("since", ["nobody", "another"])
+def test_a_late_record_takes_a_place_only_where_nobody_wrote_since(story: Story, since: str) -> None:
+    """A fenced worker's new record is adopted, or is a second record where another attempt wrote (protocol 3e, 9)."""
+    story.applies("v1")
+    story.clock.forward(60)
+    story.hears("v2")
+    create = story.announces(story.claims(), Operation.CREATE, version="v2")
+    story.clock.forward(BOUND_S)
+    second = story.claims(by="two", alone=True)
+    if since == "another":
+        story.announces(second, Operation.UPDATE, version="v2")
+    story.ledger.record(create.id, replace(done(18), replaces=True))
+    [row] = story.shown()["links"]
+    assert row["key"] == ("18" if since == "nobody" else "17")
+    assert (story.mirror()["reason"] == "second record") is (since == "another")
+
+
+def test_replaced_records_count_in_no_delete_budget(story: Story) -> None:
+    """However many records were replaced within the hour, a delete is let through (protocol 3k, 9)."""
+    claim, _ = half(story)
+    story.sql("UPDATE writes SET outcome = 'done'")
+    for _ in range(25):
+        story.ledger.record(story.announces(claim, Operation.REPLACE).id, outcome(WriteOutcome.NOT_DONE))
+    story.sql("UPDATE writes SET outcome = 'done'")
+    assert story.announces(claim, Operation.DELETE).id > 0
+
+
+def test_a_baseline_is_the_answers_and_sealed(story: Story) -> None:
+    """What the API gave back is kept sealed, opened at the claim, and unknown after an answer without it (11)."""
+    story.hears("v1")
+    claim = story.claims()
+    write = story.announces(claim)
+    story.ledger.record(write.id, replace(done(17), baseline=b'{"name":"Canary"}'))
+    assert "Canary" not in str(story.sql("SELECT baseline FROM links"))
+    story.ledger.release(claim, reason="a test", detail="")
+    story.clock.forward(60)
+    claim = story.claims()
+    assert claim.links[0].baseline == {"name": "Canary"}
+    story.ledger.record(story.announces(claim, Operation.UPDATE).id, done(None))
+    story.ledger.release(claim, reason="a test", detail="")
+    story.clock.forward(60)
+    assert story.claims().links[0].baseline is None
+
+
+def test_an_undelete_that_is_done_brings_the_link_back(story: Story) -> None:
+    """An update of a deleted record links it again, and those who waited for it go on (protocol 5, 8)."""
+    story.applies("v1")
+    story.sql("UPDATE links SET state = 'tombstone'")
+    story.clock.forward(60)
+    story.hears("v2")
+    story.ledger.record(story.announces(story.claims(), Operation.UPDATE, version="v2").id, done(None))
+    [row] = story.shown()["links"]
+    assert (row["state"], row["key"]) == (LinkState.LINKED, "17")
+
+
+def test_a_new_key_is_noted_to_go_back_to_medplum(story: Story) -> None:
+    """The wish stands with the write, so that a late answer knows it too (protocol 3f)."""
+    story.hears("v1")
+    write = story.announces(story.claims(), write_back=True)
+    story.clock.forward(BOUND_S)
+    story.claims(by="two", alone=True)
+    story.ledger.record(write.id, done(17))
+    assert story.sql("SELECT count(*) FROM links WHERE identify_at IS NOT NULL") == [(1,)]
+
+
+def test_a_half_replaced_record_without_successor_is_buried(story: Story) -> None:
+    """Nothing is wanted in its place any more: as if it had been deleted (protocol 9)."""
+    claim, write = half(story)
+    story.ledger.record(write, outcome(WriteOutcome.DONE))
+    story.ledger.bury(claim, "")
+    assert story.shown()["links"][0]["state"] == LinkState.TOMBSTONE

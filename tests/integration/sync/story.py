@@ -22,7 +22,7 @@ from worker.ledger.tables import mirrors
 from worker.ledger.values import Hint
 from worker.legacy import Answered, LegacyApi, LegacyRequest
 from worker.legacy.gate import Gate
-from worker.mapping import Context, Mapped, Routes, apply
+from worker.mapping import Context, Mapped, Parts, Routes, apply
 from worker.medplum import Medplum, Read
 from worker.medplum.quota import Priority
 from worker.medplum.resource import model
@@ -141,6 +141,7 @@ class Story:
     stopping: threading.Event = field(default_factory=threading.Event)
     monotonic: Callable[[], float] = time.monotonic
     gate: Gate = field(default_factory=lambda: Gate(None))
+    parts: Parts = field(default_factory=dict)
 
     # Medplum
 
@@ -180,6 +181,11 @@ class Story:
 
     # attempts
 
+    def deploys(self, routes: Routes) -> None:
+        """Run other mappings from now on, and make them the active ones."""
+        self.routes = routes
+        self.ledger.activate({name: each.version for name, each in routes.items()}, who="ada", why="deployed")
+
     def worker(self, name: str = "one", *, budget_s: float = 45.0, lease_s: float = LEASE_S) -> Sync:
         """Make a worker: one instance of the algorithm, with everything behind it."""
         return Sync(
@@ -187,6 +193,7 @@ class Story:
             medplum=self.reader,
             medplum_base_url=str(self.medplum.base_url),
             routes=self.routes,
+            parts=self.parts,
             gate=self.gate,
             instance=name,
             lease_s=lease_s,

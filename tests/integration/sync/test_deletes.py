@@ -164,8 +164,8 @@ def test_a_late_delete_hint_does_not_bury_the_restored(story: Story) -> None:
     story.agrees()
 
 
-def test_a_delete_in_doubt_of_what_is_restored_is_held(story: Story) -> None:
-    """Restored while the delete's outcome was open: the record is not ours to write any more, and a person is told."""
+def test_a_delete_in_doubt_of_what_is_restored_is_told_by_another(story: Story) -> None:
+    """Restored while the delete's outcome was open, and the update refused: the delete says what became of it (5)."""
     story.changes(patient())
     story.settles()
     story.deletes(PATIENT)
@@ -173,7 +173,33 @@ def test_a_delete_in_doubt_of_what_is_restored_is_held(story: Story) -> None:
     story.syncs()
     story.changes(patient(family="Roe"))
     story.settles()
+    assert story.writes() == ["POST", "DELETE", "PUT", "DELETE", "POST"]
+    assert story.state() == "current"
+    story.agrees()
+
+
+def test_a_delete_in_doubt_that_never_landed_costs_the_restored_nothing(story: Story) -> None:
+    """The update is taken, so the record is the old one, and is not deleted again (5)."""
+    story.changes(patient())
+    story.settles()
+    story.deletes(PATIENT)
+    story.breaks("reset_before", DELETE_PATIENT)
+    story.syncs()
+    story.changes(patient(family="Roe"))
+    story.settles()
+    assert story.writes() == ["POST", "DELETE", "PUT"]
+    story.agrees()
+
+
+def test_a_conflict_without_a_delete_in_doubt_is_held(story: Story) -> None:
+    """Nothing of ours explains that the record is inactive: a person decides, and nothing is deleted (5)."""
+    story.changes(patient())
+    story.settles()
+    story.edits("patient/4701", status="inactive")
+    story.changes(patient(family="Roe"))
+    story.settles()
     assert (story.state(), story.mirror()["reason"]) == ("held", "conflict")
+    assert "DELETE" not in story.writes()
 
 
 @on_both

@@ -130,7 +130,7 @@ def test_a_parent_that_is_nowhere_keeps_its_child_from_nothing_else(story: Story
 
 def test_a_circle_fails(story: Story, routes: Routes) -> None:
     """Two that wait for each other would wait for ever: the second one fails, and says so."""
-    story.routes = circular(routes)
+    story.deploys(circular(routes))
     one = patient(link=[{"other": {"reference": OTHER}, "type": "seealso"}])
     two = patient("p2", link=[{"other": {"reference": PATIENT}, "type": "seealso"}])
     story.changes(one, two)
@@ -143,7 +143,7 @@ def test_a_circle_fails(story: Story, routes: Routes) -> None:
 
 def test_a_resource_that_stands_on_itself_fails(story: Story, routes: Routes) -> None:
     """The smallest circle is one resource."""
-    story.routes = circular(routes)
+    story.deploys(circular(routes))
     story.changes(patient(link=[{"other": {"reference": PATIENT}, "type": "seealso"}]))
     assert story.syncs().kind is End.FAILED
     assert story.dispositions() == ["failed"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.sync.declared import declare
 from tests.integration.sync.story import (
     BOUND_S,
     CONDITION,
@@ -23,6 +24,7 @@ from tests.integration.sync.story import (
     patient,
 )
 from worker.ledger import Selection
+from worker.legacy import Call, Unsupported
 from worker.legacy.gate import Gate
 from worker.sync import End
 
@@ -194,6 +196,28 @@ def test_the_second_look_is_owed_however_the_repeated_create_goes(story: Story) 
     assert (story.state(), story.mirror()["reason"]) == ("held", "second record")
 
 
+@on_both
+@pytest.mark.parametrize("after_s", [1.0, 30.0, BOUND_S - 1])
+def test_a_write_that_lands_late_never_has_the_last_word(story: Story, after_s: float) -> None:
+    """A write lands within its bound, after a newer version was made: the newer one is sent after it (3c, 3d, 3f)."""
+    story.changes(patient())
+    story.settles()
+    story.changes(patient(family="Roe"))
+    story.breaks("reset_before", PUT_PATIENT)
+    story.syncs()
+    story.changes(patient(family="Poe"))
+    replays(story)
+    story.clock.forward(after_s)
+    assert story.tries().kind is End.AGAIN
+    assert story.writes().count("PUT") == 1
+    story.lands()
+    assert story.record()["last_name"] == "Roe"
+    story.settles()
+    assert story.record()["last_name"] == "Poe"
+    assert story.writes().count("PUT") == 3
+    story.agrees()
+
+
 def test_two_records_are_held(story: Story) -> None:
     """Where find shows two that agree nobody can know which is ours: held."""
     story.changes(patient())
@@ -363,3 +387,32 @@ def test_a_replay_writes_whatever_is_known(story: Story) -> None:
     replays(story)
     story.settles()
     assert story.record()["last_name"] == "Doe"
+
+
+def test_a_create_under_an_idempotency_key_is_repeated_word_by_word(story: Story) -> None:
+    """3d: without a find the key makes the second request the first one again; what is newer is written after it."""
+    create = Call("POST /patients", idempotency="Idempotency-Key")
+    declare(story, "Patient", to={"create": create, "find_by": Unsupported("no search")})
+    story.changes(patient())
+    story.breaks("reset_before", POST_PATIENT, times=1)
+    assert story.tries().kind is End.AGAIN
+    story.changes(patient(family="Roe"))
+    story.clock.forward(BOUND_S + 1)
+    story.settles()
+    first, second = [line for line in story.calls("POST", "PUT") if line["method"] == "POST"]
+    assert first["idempotency_key"] == second["idempotency_key"] is not None
+    assert second["body"]["last_name"] == "Doe"
+    assert story.writes() == ["POST", "POST", "PUT"]
+    assert story.record()["last_name"] == "Roe"
+    story.agrees()
+
+
+def test_each_create_has_a_key_of_its_own(story: Story) -> None:
+    """Two resources, or one that is made anew after a delete, never share an idempotency key."""
+    declare(story, "Patient", to={"create": Call("POST /patients", idempotency="Idempotency-Key")})
+    story.changes(patient())
+    story.changes(patient("p2"))
+    story.settles()
+    keys = [line["idempotency_key"] for line in story.calls("POST")]
+    assert len(set(keys)) == len(keys) == 2
+    assert None not in keys

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.integration.sync.story import CONDITION, PATIENT, PRACTITIONER, Story, condition, only, patient, practitioner
+from worker import calling
 from worker.ledger import Selection
 from worker.ledger.values import Phase
 from worker.legacy import Unsupported
@@ -274,6 +276,19 @@ def test_a_gate_that_stays_full_is_not_waited_for_longer(story: Story) -> None:
     assert time.monotonic() - began < 2
     assert (story.mirror()["reason"], story.mirror()["attempts"]) == ("gate", 0)
     assert story.outcomes() == []
+
+
+def test_few_threads_wait_at_one_full_gate(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where as many threads as may wait there already, the mirror is given back at once: others need the thread."""
+    story.gate = gate = Busy(*[0.1] * 100)
+    story.changes(patient())
+    seat = calling._seats.of("clinic")
+    with ExitStack() as taken:
+        for _ in range(calling.WAITING_MOST):
+            seat.acquire()
+            taken.callback(seat.release)
+        assert story.tries().kind is End.AGAIN
+    assert (gate.asked, story.mirror()["reason"], story.mirror()["attempts"]) == (1, "gate", 0)
 
 
 def test_a_closed_gate_gives_the_mirror_back_at_once(story: Story) -> None:

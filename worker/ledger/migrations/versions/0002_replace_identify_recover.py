@@ -23,6 +23,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_links_identify", "links", ["identify_at"], sqlite_where=TO_IDENTIFY, postgresql_where=TO_IDENTIFY
     )
+    op.add_column("writes", sa.Column("parent_keys", sa.JSON))
     op.add_column("writes", sa.Column("write_back", sa.Boolean, nullable=False, server_default=sa.text("false")))
     op.create_table(
         "shadows",
