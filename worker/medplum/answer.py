@@ -53,13 +53,13 @@ class Page:
     date: datetime | None
 
 
-def failure(response: httpx.Response, what: str) -> MedplumError:
-    """Return the error that a status other than 200 is; `what` names the request without values."""
+def failure(response: httpx.Response, what: str, *, needs: str = "read and search") -> MedplumError:
+    """Return the error that a status other than 200 is; `what` names the request, `needs` its rights: no values."""
     status = response.status_code
     if status in _LATER or status >= _SERVER_ERROR:
         return MedplumUnavailable(f"Medplum answered {status} to {what}", retry_after_s=retry_after_s(response))
     if status == _FORBIDDEN:
-        return MedplumRefused(f"Medplum forbids {what}: let the AccessPolicy of the client read and search it")
+        return MedplumRefused(f"Medplum forbids {what}: let the AccessPolicy of the client {needs} it")
     if status == 400:  # noqa: PLR2004
         return QueryRefused(f"Medplum answered 400 to {what}")
     return MedplumRefused(

@@ -1,15 +1,19 @@
-"""Medplum's API as this service uses it: searches, with a token, a trace id and a deadline. It never reads by id.
+"""Medplum's API as this service uses it: searches, with a token, a trace id and a deadline.
 
-A GET by id is answered from a cache that a concurrent delete leaves wrong. Nothing here writes to Medplum.
+It never reads what is *current* by id: such a GET is answered from a cache that a concurrent delete leaves wrong. A
+resource's history has no search, and what it tells is past. One thing is written to Medplum, and nothing
+else: `put_identifier` patches a legacy key onto a resource, under a test of the version that it has read. What it
+patches lives; nothing here creates, deletes or restores.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,8 +24,9 @@ import httpx
 from pydantic import SecretStr
 
 from worker.deadline import AnswerTooLarge, CallFailed, client, deadline
-from worker.errors import MedplumRefused, MedplumUnavailable, ReverseSyncError
-from worker.medplum.answer import BadPage, Page, Query, date_of, failure, page_of
+from worker.errors import BadResource, MedplumRefused, MedplumUnavailable, ReverseSyncError
+from worker.medplum.answer import BadPage, Entry, Page, Query, date_of, failure, page_of
+from worker.medplum.patching import Identified, Operations, Put, of_identifier, version_of
 from worker.medplum.quota import Priority, Quota
 from worker.medplum.reads import Deleted, Present, Read, Reads, deletion, present
 from worker.medplum.token import Tokens
@@ -29,11 +34,24 @@ from worker.settings import WorkerSettings
 
 __all__ = ["Medplum", "SearchPage"]
 
-_SEARCH_UNITS = 20
+_SEARCH_UNITS, _WRITE_UNITS, _HISTORY_UNITS = 20, 100, 10
+_VERSIONS = 100  # of one page of a history
+_VERSIONS_MOST = 1000
+_PATCHES = 4  # of one identifier: somebody else may write the resource at the same time, but not for ever
 _NOBODY = "00000000-0000-0000-0000-000000000000"
 _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
+_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9.-]{1,64}")
 _OK = 200
+_BAD_REQUEST = 400
 _UNAUTHORIZED = 401
+_GONE = 410
+_LOOK_AGAIN = frozenset(
+    {_BAD_REQUEST, 404, 409, 412}
+)  # the version is another one by now; 404: see whether it is still there
+_NOBODY_THERE = frozenset({_BAD_REQUEST, 404, _GONE})
+
+Send = Callable[[dict[str, str]], httpx.Response]
+"""Sends one request with these headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +151,97 @@ class Medplum:
             yield SearchPage(tuple(take(entry, started_at) for entry in mine), page.date, started_at)
             following = page.following
 
-    def check(self, types: Iterable[str] = (), *, deadline_s: float = 10.0) -> list[tuple[str, bool, str]]:
-        """Tell whether the client may do what it needs: for each right its name, whether it is there, what to do."""
+    def history(
+        self, reference: str, *, deadline_s: float, priority: Priority = Priority.LIVE
+    ) -> tuple[tuple[str, bytes], ...]:
+        """Read a resource's versions, but for deletions: the id and the bytes of each, in Medplum's order.
+
+        That order is not the order in which they were current, and its first need not be the current one.
+
+        Raises:
+            MedplumUnavailable: as for a read; `deadline_s` is for all pages together, in seconds.
+            MedplumRefused: credentials or rights, or Medplum shows this client no history of it.
+            BadResource: the reference is not one, or there are more than a thousand versions.
+        """
+        resource_type, _, id_ = reference.partition("/")
+        if not _TYPE.fullmatch(resource_type) or not _ID.fullmatch(id_):
+            raise BadResource("a reference should be a resource type and an id")
+        versions: dict[str, bytes] = {}
+        with deadline(deadline_s):
+            while True:
+                page = self._past(resource_type, id_, len(versions), priority)
+                told = {_version_of(entry): entry.body for entry in page.entries}
+                new = {version: body for version, body in told.items() if version not in versions}
+                versions |= new
+                if len(versions) > _VERSIONS_MOST:
+                    raise BadResource(f"its history has more than {_VERSIONS_MOST} versions")
+                if not new or len(told) < _VERSIONS // 2:  # between two deletions there is a version that was none
+                    return tuple(versions.items())
+
+    def put_identifier(
+        self,
+        reference: str,
+        *,
+        system: str,
+        value: str,
+        former: str | None = None,
+        others: Collection[str] = (),
+        deadline_s: float,
+        priority: Priority = Priority.WRITE_BACK,
+    ) -> Identified:
+        """See that a resource carries an identifier: nothing is written where it does, or where the resource is gone.
+
+        Args:
+            reference: the resource.
+            system: whose identifier it is.
+            value: the legacy key.
+            former: the key that was put there before, and gives way; another one under the system stays.
+            others: values under the same system that are the keys of its other records, and stay.
+            deadline_s: for all reads and patches together.
+            priority: what stops when Medplum's quota runs short.
+
+        Raises:
+            MedplumUnavailable: as for a read, or somebody else wrote each time. A patch whose answer was lost may have
+                been made: the next try finds the identifier there.
+            MedplumRefused: credentials or rights; names what to mend.
+            BadResource: what Medplum has there is not a FHIR resource.
+        """
+        what, status, refused = f"a patch of {reference.partition('/')[0]}", 0, ""
+        with deadline(deadline_s):
+            for _ in range(_PATCHES):
+                found = self._reads.read(reference, deadline_s=deadline_s, priority=priority)
+                if not isinstance(found, Present):
+                    return Identified(Put.GONE)
+                version, has_none = found.version_id, found.version_id == refused
+                put, operations = of_identifier(
+                    found.body, version, system=system, value=value, former=former, others=others, has_none=has_none
+                )
+                if not operations:
+                    return Identified(put)
+                response = self._patch(reference, operations, what, priority)
+                status = response.status_code
+                if status in {_OK, _GONE}:
+                    return Identified(put, version_of(response)) if status == _OK else Identified(Put.GONE)
+                if status not in _LOOK_AGAIN:
+                    raise failure(response, what, needs="write")
+                refused = version if status == _BAD_REQUEST else ""
+        raise MedplumUnavailable(f"Medplum answered {status} to {what}, {_PATCHES} times in a row")
+
+    def check(
+        self, types: Iterable[str] = (), *, writes: Iterable[str] = (), deadline_s: float = 10.0
+    ) -> list[tuple[str, bool, str]]:
+        """Tell whether the client may do what it needs: for each right its name, whether it is there, what to do.
+
+        Types to be written to are asked with a patch that fails: of a resource that nobody has, under a test that no
+        version passes. That finds a type which the access policy leaves out; a server may tell of a policy that only
+        reads, or hides single resources, not before a real write.
+        """
         lines = [_tried("Medplum lets the client in", self._tokens.current, deadline_s)]
         if lines[0][1]:
             for each in types:
                 lines.append(_tried(f"the client may search {each}", partial(self._look_for_nobody, each), deadline_s))
+            for each in writes:
+                lines.append(_tried(f"the client may write {each}", partial(self._patch_nobody, each), deadline_s))
         return lines
 
     def _look_for_nobody(self, resource_type: str) -> None:
@@ -147,29 +250,60 @@ class Medplum:
         for asked in (query, query | {"_deleted": "true"}):
             self._ask(resource_type, asked, Priority.LIVE)
 
+    def _patch_nobody(self, resource_type: str) -> None:
+        """Patch a resource that nobody has, so that nothing but the right to do so is asked."""
+        what = f"a patch of {resource_type}"
+        operations = [{"op": "test", "path": "/meta/versionId", "value": _NOBODY}]
+        response = self._patch(f"{resource_type}/{_NOBODY}", operations, what, Priority.LIVE)
+        if response.status_code not in _NOBODY_THERE:
+            raise failure(response, what, needs="write")
+
     def _ask(self, resource_type: str, query: Mapping[str, str] | Query, priority: Priority) -> Page:
-        """Send one search; a token that Medplum refuses in between is renewed once."""
+        """Send one search."""
         if not _TYPE.fullmatch(resource_type):
             raise MedplumRefused("a search needs the name of a resource type")
         what = f"a search of {resource_type}"
-        token = self._tokens.current()
-        response = self._send(resource_type, query, token, what, priority)
-        if response.status_code == _UNAUTHORIZED:
-            response = self._send(resource_type, query, self._tokens.renewed(token), what, priority)
-            if response.status_code == _UNAUTHORIZED:
-                raise MedplumRefused(f"Medplum refuses a new access token for {what}: is the ClientApplication active?")
+        path, pairs = f"fhir/R4/{resource_type}", tuple(query.items() if isinstance(query, Mapping) else query)
+        ask: Send = lambda headers: self._http.get(path, params=pairs, headers=headers)  # noqa: E731
+        response = self._let_in(ask, what, priority, _SEARCH_UNITS)
         if response.status_code != _OK:
             raise failure(response, what)
         return page_of(response, what)
 
-    def _send(
-        self, resource_type: str, query: Mapping[str, str] | Query, token: str, what: str, priority: Priority
-    ) -> httpx.Response:
-        self._quota.admit(priority, _SEARCH_UNITS)
-        headers = {"Authorization": f"Bearer {token}", "x-trace-id": str(uuid.uuid4())}
-        pairs = query.items() if isinstance(query, Mapping) else query
+    def _past(self, resource_type: str, id_: str, offset: int, priority: Priority) -> Page:
+        """Ask for one page of a history. Older servers send all there is, whatever is asked for."""
+        what, query = f"the history of a {resource_type}", {"_count": str(_VERSIONS), "_offset": str(offset)}
+        path = f"fhir/R4/{resource_type}/{id_}/_history"
+        ask: Send = lambda headers: self._http.get(path, params=query, headers=headers)  # noqa: E731
+        response = self._let_in(ask, what, priority, _HISTORY_UNITS)
+        if response.status_code in _NOBODY_THERE:
+            raise MedplumRefused(f"Medplum shows this client no history of a {resource_type}: may it read it?")
+        if response.status_code != _OK:
+            raise failure(response, what)
+        return page_of(response, what)
+
+    def _patch(self, reference: str, operations: Operations, what: str, priority: Priority) -> httpx.Response:
+        """Send one JSON Patch of a resource whose reference a read has checked."""
+        body = json.dumps(operations).encode()
+        json_patch = {"Content-Type": "application/json-patch+json"}
+        path = f"fhir/R4/{reference}"
+        patch: Send = lambda headers: self._http.patch(path, content=body, headers=headers | json_patch)  # noqa: E731
+        return self._let_in(patch, what, priority, _WRITE_UNITS)
+
+    def _let_in(self, send: Send, what: str, priority: Priority, units: int) -> httpx.Response:
+        """Send a request with a token; one that Medplum refuses in between is renewed once."""
+        token = self._tokens.current()
+        response = self._send(send, token, what, priority, units)
+        if response.status_code == _UNAUTHORIZED:
+            response = self._send(send, self._tokens.renewed(token), what, priority, units)
+            if response.status_code == _UNAUTHORIZED:
+                raise MedplumRefused(f"Medplum refuses a new access token for {what}: is the ClientApplication active?")
+        return response
+
+    def _send(self, send: Send, token: str, what: str, priority: Priority, units: int) -> httpx.Response:
+        self._quota.admit(priority, units)
         try:
-            response = self._http.get(f"fhir/R4/{resource_type}", params=tuple(pairs), headers=headers)
+            response = send({"Authorization": f"Bearer {token}", "x-trace-id": str(uuid.uuid4())})
         except AnswerTooLarge as error:
             raise BadPage(f"{what}: {error}") from None
         except CallFailed as error:
@@ -183,6 +317,14 @@ class Medplum:
         if date:
             with self._clock_lock:
                 self._clock = date, time.monotonic()
+
+
+def _version_of(entry: Entry) -> str:
+    meta = entry.resource.get("meta")
+    version = meta.get("versionId") if isinstance(meta, dict) else None
+    if not isinstance(version, str) or not version:
+        raise BadResource("meta.versionId is missing in a version of its history")
+    return version
 
 
 def _tried(name: str, attempt: Callable[[], object], deadline_s: float) -> tuple[str, bool, str]:

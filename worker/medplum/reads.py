@@ -3,6 +3,9 @@
 A read by id would come out of Medplum's cache, which a delete leaves wrong; a search reads the database. The first
 thread that asks for a type sends at once. Who comes while a request is under way is gathered for the next one, and
 never joins one that has left: a read begins after it was asked for. It never decides what a state means.
+
+Second looks, which anybody can cause who makes up ids, are let through as they come up to a rate. Beyond it they wait
+for company, and no more of them than a few may wait: the others are given a time to come again.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -26,6 +31,9 @@ __all__ = ["Absent", "Deleted", "Present", "Read", "Reads", "deletion", "present
 MOST_IDS = 100
 MOST_REQUESTS = 4  # of one type and priority at a time
 GATHER_S = 0.05  # the longest that a read waits for an earlier request to come back
+FREELY_PER_S = 2  # second looks that are asked for in a request of their own
+FILL_S = 0.5  # the longest that one beyond these waits for company
+MOST_SECOND_LOOKS = 8  # that are under way or wait: each holds a thread that a live read may need
 
 _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9.-]{1,64}")
@@ -75,11 +83,18 @@ class Ask(Protocol):
 class Reads:
     """The reads of all threads of a process."""
 
-    def __init__(self, ask: Ask, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        second_looks: int = MOST_SECOND_LOOKS,
+    ) -> None:
         self._ask = ask
         self._now = now
         self._lock = threading.Lock()
         self._lanes: dict[tuple[str, Priority], _Lane] = {}
+        self._crowd = _Crowd(second_looks)
 
     def read(self, reference: str, *, deadline_s: float, priority: Priority = Priority.LIVE) -> Read:
         """Read one resource, in company where there is some.
@@ -91,15 +106,26 @@ class Reads:
         resource_type, _, id_ = reference.partition("/")
         if not _TYPE.fullmatch(resource_type) or not _ID.fullmatch(id_):
             raise BadResource("a reference should be a resource type and an id")
+        if priority is Priority.SECOND_LOOK:
+            with self._crowd.place():
+                seat = self._seated(resource_type, id_, deadline_s, priority, self._crowd)
+        else:
+            seat = self._seated(resource_type, id_, deadline_s, priority, None)
+        if isinstance(seat.outcome, ReverseSyncError):
+            raise _anew(seat.outcome)
+        return seat.outcome
+
+    def _seated(
+        self, resource_type: str, id_: str, deadline_s: float, priority: Priority, crowd: _Crowd | None
+    ) -> _Seat:
+        """Wait in the lane, and send for everyone there if it is this thread's turn."""
         with self._lock:
-            lane = self._lanes.setdefault((resource_type, priority), _Lane())
+            lane = self._lanes.setdefault((resource_type, priority), _Lane(crowd))
         with deadline(deadline_s):
             seat = _Seat(id_, time.monotonic() + left())
             if lane.wait(seat):
                 self._serve(lane, seat.company, resource_type, priority)
-        if isinstance(seat.outcome, ReverseSyncError):
-            raise _anew(seat.outcome)
-        return seat.outcome
+        return seat
 
     def _serve(self, lane: _Lane, company: Sequence[_Seat], resource_type: str, priority: Priority) -> None:
         """Send for everyone in the company; each of them gets an outcome, whatever happens."""
@@ -163,10 +189,54 @@ class _Seat:
         self.called.set()
 
 
+class _Crowd:
+    """The second looks of a process, whatever their types: whether there are many, and who may not wait with them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._sent: deque[float] = deque(maxlen=FREELY_PER_S)
+        self._inside = 0
+        self._line_ends_at = 0.0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take one of the few places.
+
+        Raises:
+            MedplumUnavailable: none is free; whoever is refused gets a time of his own, so that they come one by one.
+        """
+        with self._lock:
+            if self._inside >= self._most:
+                raise MedplumUnavailable("second looks wait for each other", retry_after_s=self._turn_s())
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    def is_there(self) -> bool:
+        """Say whether so many have asked within the last second that the next ones should fill a page."""
+        with self._lock:
+            return len(self._sent) == FREELY_PER_S and self._sent[0] > time.monotonic() - 1.0
+
+    def note(self) -> None:
+        """Count a request that is about to leave."""
+        with self._lock:
+            self._sent.append(time.monotonic())
+
+    def _turn_s(self) -> float:
+        now = time.monotonic()
+        self._line_ends_at = max(self._line_ends_at, now + FILL_S) + FILL_S / self._most
+        return self._line_ends_at - now
+
+
 class _Lane:
     """Who waits for a request of one type and priority, and how many of them are under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, crowd: _Crowd | None = None) -> None:
+        self._crowd = crowd
         self._lock = threading.Lock()
         self._waiting: list[_Seat] = []
         self._under_way = 0
@@ -175,7 +245,7 @@ class _Lane:
         """Return True when this thread has to send, False when it was served."""
         with self._lock:
             self._waiting.append(seat)
-            if not self._under_way:
+            if not self._under_way and self._need_not_fill():
                 self._call_next()
         while not seat.called.wait(self._patience_s(seat)):
             with self._lock:
@@ -193,7 +263,7 @@ class _Lane:
         """End a request; those who gathered meanwhile share the next one."""
         with self._lock:
             self._under_way -= 1
-            if self._waiting:
+            if self._waiting and self._need_not_fill():
                 self._call_next()
 
     def _call_next(self) -> None:
@@ -206,15 +276,22 @@ class _Lane:
                 ids.add(seat.id)
         self._waiting = [seat for seat in self._waiting if seat not in company]
         self._under_way += 1
+        if self._crowd is not None:
+            self._crowd.note()
         for seat in company:
             seat.taken = True
         first.company = tuple(company)
         first.called.set()
 
-    @staticmethod
-    def _patience_s(seat: _Seat) -> float:
+    def _need_not_fill(self) -> bool:
+        """Say whether those who wait may go as they are; in a crowd the page has to be full, or their patience over."""
+        return self._crowd is None or len(self._waiting) >= MOST_IDS or not self._crowd.is_there()
+
+    def _patience_s(self, seat: _Seat) -> float:
         seconds = max(0.0, seat.ends_at - time.monotonic())
-        return seconds if seat.taken else min(GATHER_S, seconds)
+        if seat.taken:
+            return seconds
+        return min(GATHER_S if self._need_not_fill() else FILL_S, seconds)
 
 
 def _asked_for(entries: Iterable[Entry], resource_type: str, ids: Sequence[str]) -> Iterable[tuple[str, Entry]]:

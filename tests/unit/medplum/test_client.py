@@ -214,3 +214,52 @@ def test_check_without_a_token(server: Server, monkeypatch: pytest.MonkeyPatch) 
 def refuse() -> str:
     """Refuse."""
     raise MedplumRefused("mend this")
+
+
+def past(number: int) -> dict[str, object]:
+    """Return one version of a patient."""
+    return {"resourceType": "Patient", "id": "p1", "meta": {"versionId": f"v{number}"}}
+
+
+def test_history_is_read_to_its_end(server: Server) -> None:
+    """Page after page until one brings nothing new; a version that two pages show is one version."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        first = int(request.url.params["_offset"])
+        return bundle(*(past(number) for number in range(max(0, first - 1), min(first + 100, 130))))
+
+    server.answer = answer
+    versions = server.medplum.history("Patient/p1", deadline_s=5)
+    assert [version for version, _ in versions] == [f"v{number}" for number in range(130)]
+    assert {request.url.path for request in server.searches} == {"/fhir/R4/Patient/p1/_history"}
+    assert len(server.searches) == 2
+
+
+def test_history_of_a_server_that_sends_all_at_once(server: Server) -> None:
+    """A server that knows no pages sends the same again, and that ends it."""
+    server.answer = lambda request: bundle(*map(past, range(150)))
+    assert len(server.medplum.history("Patient/p1", deadline_s=5)) == 150
+    assert len(server.searches) == 2
+
+
+def test_history_leaves_deletions_out(server: Server) -> None:
+    """A deletion is an entry without a resource."""
+    body = {"resourceType": "Bundle", "entry": [{"request": {"method": "DELETE"}}, {"resource": past(1)}]}
+    server.answer = lambda request: httpx.Response(200, json=body)
+    [(version, body_of_it)] = server.medplum.history("Patient/p1", deadline_s=5)
+    assert (version, json.loads(body_of_it)["id"]) == ("v1", "p1")
+
+
+@pytest.mark.parametrize("reference", ["Patient/..", "Patient/a/b", "Patient/", "patient/p1"])
+def test_history_of_no_reference(server: Server, reference: str) -> None:
+    """A path is made of a checked reference alone."""
+    with pytest.raises(BadResource):
+        server.medplum.history(reference, deadline_s=5)
+    assert server.searches == []
+
+
+def test_history_that_is_not_shown(server: Server) -> None:
+    """A resource whose history this client may not see is a matter of rights."""
+    server.answer = lambda request: httpx.Response(404)
+    with pytest.raises(MedplumRefused, match="may it read it"):
+        server.medplum.history("Patient/p1", deadline_s=5)
