@@ -44,6 +44,11 @@ class Settings(BaseModel):
         description="keys that seal bodies: id:base64 of 32 bytes, comma-separated; the first one seals, all open",
     )
     var: Path = Field(Path("var"), description="the folder for what this machine keeps: embedded broker, logs, ledger")
+    witness: Path | None = Field(
+        None,
+        description="the file beside this process whose counters tell that the ledger was set back; one under var if "
+        "none is named. It must not be restored together with the ledger",
+    )
     log_format: str = Field("json", pattern="^(json|text)$", description="json, or text for a person at a terminal")
 
     @field_validator("database_url")
