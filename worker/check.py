@@ -6,8 +6,9 @@ Every finding is ok or says what to do; none holds a secret or a value from a pa
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from worker.errors import ReverseSyncError
 from worker.ledger import Ledger
@@ -17,7 +18,10 @@ from worker.ledger.values import Phase
 from worker.publish import Publisher, broker_url
 from worker.settings import BrokerSettings, ReceiverSettings, Settings, WorkerSettings
 
-__all__ = ["PROCESSES", "Finding", "run"]
+if TYPE_CHECKING:
+    from worker.mapping import Routes
+
+__all__ = ["PROCESSES", "Finding", "legacy", "run"]
 
 PROCESSES: Mapping[str, type[BrokerSettings]] = {
     "web": ReceiverSettings,
@@ -99,7 +103,6 @@ def _broker() -> Iterator[Finding]:
 
 def _worker() -> Iterator[Finding]:
     """Ask what only a worker asks: it has the credentials for both sides."""
-    from worker.legacy import Outcome
     from worker.mapping import load_routes
     from worker.medplum import Medplum
     from worker.start import systems
@@ -113,21 +116,58 @@ def _worker() -> Iterator[Finding]:
     yield Finding(f"the routes load: {', '.join(routes)}", True)
     yield _belongs(settings, systems(settings, routes))
     with Medplum.of(settings) as medplum:
-        for name, ok, advice in medplum.check(routes):
+        identified = [name for name, route in routes.items() if route.identifier is not None]
+        for name, ok, advice in medplum.check([*routes, *routes.parts], writes=identified):
             yield Finding(name, ok, advice)
-    for api in {
-        collection.api.name: collection.api for route in routes.values() for collection in route.collections
-    }.values():
-        answered = api.ping()
-        api.close()
-        name = f"the legacy API {api.name} answers"
-        if answered is None:
-            yield Finding(name, True, "not asked: it declares no probe")
-        else:
-            ok = answered.outcome is Outcome.DONE
-            yield Finding(
-                name, ok, "" if ok else f"{answered.detail}: correct its address or its key (REVERSE_SYNC_SITE_…)"
-            )
+    yield from _legacy(settings, routes)
+
+
+def legacy() -> Iterator[Finding]:
+    """Send each legacy API's declared harmless request, and nothing else."""
+    from worker.mapping import load_routes
+
+    try:
+        settings = WorkerSettings.read()
+        routes = load_routes(settings.routes)
+    except ReverseSyncError as problem:
+        yield Finding("the routes load", False, str(problem))
+        return
+    yield from _legacy(settings, routes)
+
+
+def _legacy(settings: WorkerSettings, routes: Routes) -> Iterator[Finding]:
+    from worker.legacy import Outcome
+
+    apis = {collection.api.name: collection.api for route in routes.values() for collection in route.collections}
+    with ExitStack() as stack:
+        ledger = _sealing(settings)
+        if ledger is not None:  # a token of a check's own would use up the workers' refresh token
+            stack.enter_context(closing(ledger))
+        for name, api in sorted(apis.items()):
+            stack.callback(api.close)
+            if ledger is not None:
+                api.bind(ledger)
+            answered, asked = api.ping(), f"the legacy API {name} answers"
+            if answered is None:
+                yield Finding(asked, True, "not asked: it declares no probe")
+            else:
+                ok = answered.outcome is Outcome.DONE
+                advice = f"{answered.detail}: correct its address or its key (REVERSE_SYNC_SITE_…)"
+                yield Finding(asked, ok, "" if ok else advice)
+
+
+def _sealing(settings: WorkerSettings) -> Ledger | None:
+    """Open the ledger, if it is there and can keep a token sealed."""
+    try:
+        if current(settings.database_url) != head():
+            return None
+        ledger = Ledger.of(settings, connections=1)
+    except ReverseSyncError:
+        return None
+    if ledger.sealer.can_seal:
+        return ledger
+    ledger.close()
+    return None
 
 
 def _belongs(settings: WorkerSettings, systems: Mapping[str, str]) -> Finding:

@@ -6,6 +6,7 @@ ledger, and is published again.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Protocol
 
 from worker import log, metrics
@@ -15,6 +16,15 @@ __all__ = ["Dispatch"]
 
 DISPATCH_EVERY_S = 2.0
 FREE_LEASES_EVERY_S = 5.0
+WRITE_BACK_EVERY_S = 5.0
+FORGET_EVERY_S = 3600.0
+WRITE_BACK_TASK = "worker.tasks.write_back"
+CROWDED = 100
+"""With so many messages before it, write-back waits: it can do so for days, and changes cannot."""
+
+OWN_VERSIONS_KEPT = timedelta(days=14)
+"""How long a version of our own is known as such: longer than Medplum sends a notification again (days)."""
+
 LOST_S = 5.0
 """With an empty queue, a mirror that was queued so long ago and is not claimed has lost its message."""
 
@@ -31,6 +41,10 @@ class _Ledger(Protocol):
     def due(self, *, limit: int, queue_empty: bool, lost_after_s: float, stale_after_s: float) -> tuple[str, ...]: ...
 
     def free_leases(self) -> int: ...
+
+    def types_to_identify(self) -> tuple[str, ...]: ...
+
+    def forget_own_versions(self, *, after: timedelta) -> int: ...
 
     def job(self, name: str, *, every_s: float, instance: str) -> bool: ...
 
@@ -83,3 +97,21 @@ class Dispatch:
         if freed:
             _log.warning("leases of processes that are no more were freed", leases=freed)
         self._ledger.job_done("free_leases", f"freed {freed}")
+
+    def write_back(self) -> None:
+        """Have workers put keys on Medplum resources, where there are any to put; forget old versions of our own.
+
+        Raises:
+            BrokerAway: the next turn asks again.
+            LedgerUnavailable: nothing is known of what is to do.
+        """
+        if not self._ledger.job("write_back", every_s=WRITE_BACK_EVERY_S - _EARLY, instance=self._instance):
+            return
+        if self._ledger.job("forget_own_versions", every_s=FORGET_EVERY_S, instance=self._instance):
+            forgotten = self._ledger.forget_own_versions(after=OWN_VERSIONS_KEPT)
+            self._ledger.job_done("forget_own_versions", f"forgot {forgotten}")
+        types = self._ledger.types_to_identify()
+        crowded = bool(types) and self._publisher.length(SYNC) >= CROWDED
+        if types and not crowded:
+            self._publisher.publish(SYNC, WRITE_BACK_TASK, types)
+        self._ledger.job_done("write_back", "the queue is crowded" if crowded else f"asked for {len(types)} types")

@@ -18,6 +18,7 @@ __all__ = [
     "NOTIFICATIONS",
     "PUBLISHED",
     "REGISTRY",
+    "WRITE_BACKS",
     "ledger_exposition",
     "serve",
 ]
@@ -50,6 +51,12 @@ ATTEMPTS = Counter(
 )
 ATTEMPT_SECONDS = Histogram(
     "reverse_sync_attempt_seconds", "From claim to settle", ["resource_type"], buckets=_SECONDS, registry=REGISTRY
+)
+WRITE_BACKS = Counter(
+    "reverse_sync_write_backs",
+    "Tries to put a legacy key on its Medplum resource by how they ended",
+    ["resource_type", "ended"],
+    registry=REGISTRY,
 )
 
 

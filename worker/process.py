@@ -119,6 +119,7 @@ class Watchdog:
         self._look_every_s = look_every_s
         self._lock = threading.Lock()
         self._running: dict[object, tuple[str, float]] = {}
+        self._ending = False  # a call was late: this process is not to be trusted any more
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -141,12 +142,17 @@ class Watchdog:
                 del self._running[key]
 
     def look(self) -> None:
-        """Look once: stop claiming when a call is late, and end the process when only late ones are left."""
+        """Look once: stop claiming when a call is late, and end the process when no call is left but late ones.
+
+        It ends as well where the late ones have ended by then: a process that was frozen and goes on claims nothing
+        any more, and would take messages for ever without working on any.
+        """
         now = self._clock()
         with self._lock:
             late = [reference for reference, until in self._running.values() if until < now]
             others = len(self._running) - len(late)
-        if not late:
+        self._ending = self._ending or bool(late)
+        if not self._ending:
             return
         if not self._stopping.is_set():
             self._stopping.set()

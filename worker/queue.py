@@ -36,6 +36,12 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "schedule": 5.0,
         "options": {"queue": DISPATCH, "expires": 10.0},
     },
+    "witness": {"task": "worker.tasks.witness", "schedule": 5.0, "options": {"queue": DISPATCH, "expires": 10.0}},
+    "write_back": {
+        "task": "worker.tasks.ask_for_write_back",
+        "schedule": 5.0,
+        "options": {"queue": DISPATCH, "expires": 10.0},
+    },
 }
 
 
@@ -75,7 +81,11 @@ def configuration(url: str) -> dict[str, Any]:
         "task_default_queue": DISPATCH,
         "task_default_exchange": "",
         "task_default_routing_key": DISPATCH,
-        "task_routes": {"worker.tasks.sync": {"queue": SYNC}, "worker.tasks.*": {"queue": DISPATCH}},
+        "task_routes": {
+            "worker.tasks.sync": {"queue": SYNC},
+            "worker.tasks.write_back": {"queue": SYNC},  # only there are Medplum's credentials
+            "worker.tasks.*": {"queue": DISPATCH},
+        },
         "task_create_missing_queues": False,  # a misspelt queue is an error, not a place where messages gather unseen
         "task_publish_retry": False,  # beat's next message is two seconds away
         # --- results: none. Return values would stand on Flower's pages and in Redis.

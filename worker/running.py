@@ -20,17 +20,22 @@ from worker.metrics import ATTEMPT_SECONDS, ATTEMPTS
 from worker.process import Heartbeat, Instance, Watchdog
 from worker.publish import Publisher, broker_url
 from worker.settings import BrokerSettings, WorkerSettings
+from worker.witness import KEEP_EVERY_S, Witness
 
 if TYPE_CHECKING:
     from worker.sync import Ended
 
 __all__ = ["Running", "make_sync"]
 
+_log = log.get(__name__)
+
 
 class Syncs(Protocol):
     """What is needed of `worker.sync.Sync`."""
 
     def run(self, reference: str, *, alone: bool = False) -> Ended: ...
+
+    def write_back(self, resource_type: str) -> str: ...
 
     def close(self) -> None: ...
 
@@ -50,6 +55,8 @@ class Running:
         self.stopping = threading.Event()  # set: no claims and no announcements any more; running calls end
         _refuse_outdated(settings)
         self.ledger = Ledger.of(settings)
+        self._witness = Witness.of(settings)
+        self._witness.look(self.ledger)  # before the first claim: a ledger that was set back pauses everything
         self._settings = settings
         self._heartbeat = Heartbeat(self.ledger, instance)
         self._dispatch: Dispatch | None = None
@@ -126,6 +133,19 @@ class Running:
             ATTEMPTS.labels(resource_type, ended.kind).inc()
             ATTEMPT_SECONDS.labels(resource_type).observe(time.monotonic() - begin)
         return self._in_the_cell(reference) if ended.kind == "suspect" else (ended.kind, ended.words)
+
+    def write_back(self, resource_type: str) -> None:
+        """Put the keys of some of a type's records on their Medplum resources; what is left is asked for again."""
+        if self.stopping.is_set() or self._sync is None or self._watchdog is None:
+            return
+        with self._watchdog.watch(f"write-back of {resource_type}"):
+            _log.debug(self._sync.write_back(resource_type))
+
+    def keep_witness(self) -> None:
+        """Write down outside the database how far the ledger has come, or pause everything if it was set back."""
+        if self.ledger.job("witness", every_s=KEEP_EVERY_S - 0.5, instance=self.instance.id):
+            kept = self._witness.keep(self.ledger)
+            self.ledger.job_done("witness", "kept" if kept else "the ledger is behind it")
 
     def sync_alone(self, reference: str) -> Ended:
         """Sync one suspect, here in the child process that may die of it."""

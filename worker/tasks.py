@@ -21,7 +21,18 @@ from worker.publish import SYNC
 from worker.queue import app
 from worker.running import Running
 
-__all__ = ["NeedsPerson", "NotReference", "TriedAgain", "WordsOnly", "dispatch", "free_leases", "sync"]
+__all__ = [
+    "NeedsPerson",
+    "NotReference",
+    "TriedAgain",
+    "WordsOnly",
+    "ask_for_write_back",
+    "dispatch",
+    "free_leases",
+    "sync",
+    "witness",
+    "write_back",
+]
 
 # FHIR: a type's name, and an id of letters, digits, - and ., which a path must not read as a folder.
 _REFERENCE = re.compile(r"[A-Z][A-Za-z]{1,63}/(?!\.+$)[A-Za-z0-9.-]{1,64}", re.ASCII)
@@ -92,6 +103,24 @@ def dispatch() -> None:
 def free_leases() -> None:
     """Free what dead processes hold."""
     running().dispatch.free_leases()
+
+
+@app.task(base=WordsOnly, name="worker.tasks.witness")
+def witness() -> None:
+    """Write down outside the database how far the ledger has come."""
+    running().keep_witness()
+
+
+@app.task(base=WordsOnly, name="worker.tasks.ask_for_write_back")
+def ask_for_write_back() -> None:
+    """Have a worker put keys on Medplum resources, if there are any to put."""
+    running().dispatch.write_back()
+
+
+@app.task(base=WordsOnly, name="worker.tasks.write_back")
+def write_back(resource_type: str) -> None:
+    """Put the keys of some legacy records on their Medplum resources."""
+    running().write_back(resource_type)
 
 
 _NEEDS_PERSON = frozenset({"failed", "held"})

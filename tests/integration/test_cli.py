@@ -435,7 +435,7 @@ def test_migrate_makes_the_tables_and_registers_the_routes(shell: Run) -> None:
     first = shell("migrate")
     assert first.code == 0, first.err
     assert "before: none" in first.out
-    assert "Condition live, Patient live, Practitioner live" in first.out
+    assert "Observation live, Patient live, Practitioner live" in first.out
     assert "as before" in shell("migrate").out
 
 

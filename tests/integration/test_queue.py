@@ -123,6 +123,7 @@ class Town:
             "PROBE_NOTES": str(self.home / "notes"),
             "REVERSE_SYNC_DATABASE_URL": self.database,
             "REVERSE_SYNC_BROKER_URL": self.url,
+            "REVERSE_SYNC_VAR": str(self.home / "var"),
             "REVERSE_SYNC_MEDPLUM_BASE_URL": "http://127.0.0.1:9",
             "REVERSE_SYNC_MEDPLUM_CLIENT_ID": "client",
             "REVERSE_SYNC_MEDPLUM_CLIENT_SECRET": "secret",
@@ -344,6 +345,7 @@ def test_dispatch_brings_back_what_flushall_took(town: Town) -> None:
     town.worker()
     eventually(lambda: all(town.ended(f"Patient/ok.{number}")() for number in range(20)))
     assert time.monotonic() - emptied < 30
+    eventually(lambda: any((town.home / "var").glob("witness-*.json")))  # how far the ledger had come, kept outside it
     beat.terminate()
     assert beat.wait(10) == 0
     assert list((town.home / "cwd").iterdir()) == [], "beat keeps no schedule in its working directory"

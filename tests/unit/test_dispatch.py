@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 
-from worker.dispatch import Dispatch
+from worker.dispatch import CROWDED, Dispatch
 from worker.publish import BrokerAway, Publisher
 
 
@@ -33,6 +34,13 @@ class Backlog:
 
     def free_leases(self) -> int:
         return 3
+
+    def types_to_identify(self) -> tuple[str, ...]:
+        return tuple(self._due)
+
+    def forget_own_versions(self, *, after: timedelta) -> int:
+        self.forgot_after = after
+        return 2
 
 
 class Wire(Publisher):
@@ -108,3 +116,34 @@ def test_freed_leases_are_counted_in_the_job() -> None:
     ledger = Backlog([])
     Dispatch(ledger, Wire(), instance="dispatch-1").free_leases()
     assert ledger.done == ["free_leases: freed 3"]
+
+
+def test_each_type_with_keys_to_put_is_published_once() -> None:
+    """Workers are asked for a turn of write-back by type; old versions of our own are forgotten by the way."""
+    ledger, wire = Backlog(["Condition", "Patient"]), Wire(waiting=CROWDED - 1)
+    Dispatch(ledger, wire, instance="dispatch-1").write_back()
+    assert wire.published == ["Condition", "Patient"]
+    assert ledger.done == ["forget_own_versions: forgot 2", "write_back: asked for 2 types"]
+    assert ledger.forgot_after >= timedelta(days=3), "Medplum sends a notification again for days"
+
+
+def test_write_back_waits_while_changes_wait() -> None:
+    """A queue with much in it gets no write-back on top; nor does one whose workers are all away fill up with it."""
+    ledger, wire = Backlog(["Patient"]), Wire(waiting=CROWDED)
+    Dispatch(ledger, wire, instance="dispatch-1").write_back()
+    assert wire.published == []
+    assert ledger.done[-1] == "write_back: the queue is crowded"
+
+
+def test_without_keys_to_put_the_broker_is_not_asked() -> None:
+    """Nothing to write back costs one look into the ledger."""
+    ledger, wire = Backlog([]), Wire(waiting=CROWDED, away=True)
+    Dispatch(ledger, wire, instance="dispatch-1").write_back()
+    assert ledger.done[-1] == "write_back: asked for 0 types"
+
+
+def test_another_dispatcher_took_the_turn_of_write_back() -> None:
+    """Of several dispatch workers one asks."""
+    ledger, wire = Backlog(["Patient"], turn=False), Wire()
+    Dispatch(ledger, wire, instance="dispatch-2").write_back()
+    assert (wire.published, ledger.done) == ([], [])

@@ -100,6 +100,20 @@ def test_a_late_call_stops_claims_at_once_and_the_process_when_the_others_have_e
     assert ends == [HUNG]
 
 
+def test_a_process_that_was_frozen_ends_though_its_late_calls_end_by_themselves() -> None:
+    """Else it goes on taking messages and never claims one again, because nothing is late any more."""
+    now = [0.0]
+    dog, stopping, ends = watchdog(now)
+    with dog.watch("Patient/1"):
+        now[0] = 50.0
+        with dog.watch("Patient/2"):
+            now[0] = 61.0
+            dog.look()
+            assert stopping.is_set()
+    dog.look()
+    assert ends == [HUNG]
+
+
 def test_the_exit_does_not_wait_for_a_second_hung_call() -> None:
     """When all that is left is late, the process ends."""
     now = [0.0]

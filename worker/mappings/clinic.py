@@ -1,4 +1,4 @@
-"""The clinic's API: dates as MM/DD/YYYY on the clinic's own clock, records under "data", one key in a header."""
+"""The clinic's API: dates as MM/DD/YYYY, times on the clinic's own clock, records under "data", one key in a header."""
 
 from pydantic import SecretStr
 
@@ -18,7 +18,7 @@ class Site(SiteSettings):
 
 site = Site.read()
 
-CODES = ("unauthorized", "not_found", "inactive", "duplicate", "invalid", "malformed", "unknown_problem")
+CODES = ("unauthorized", "not_found", "inactive", "duplicate", "invalid", "malformed", "unknown_problem", "void")
 
 clinic = LegacyApi(
     "clinic",
@@ -26,7 +26,7 @@ clinic = LegacyApi(
     auth=ApiKey("X-Api-Key", site.key),
     zone=site.zone,
     concurrency=24,  # below the threads of two workers, 16 each
-    wire=Wire(date="%m/%d/%Y"),
+    wire=Wire(date="%m/%d/%Y", datetime="%m/%d/%Y %I:%M %p", duration="minutes"),
     record="data",
     items="data",
     errors=("error.code", "error.message", "error.fields"),

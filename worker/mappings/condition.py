@@ -1,7 +1,7 @@
 """Condition → the clinic's problem list, under its patient. Ended problems keep their row."""
 
 from worker.legacy import Answer, Call, Find, Outcome
-from worker.mapping import Absent, Context, Phase, Result, Skip, link, pick, prefix, required, route
+from worker.mapping import Absent, Context, Phase, Result, Skip, WriteBack, link, pick, prefix, required, route
 from worker.mapping.r4 import Condition
 from worker.mapping.systems import ICD10CM, SNOMED
 from worker.mappings.clinic import clinic
@@ -20,7 +20,10 @@ problems = clinic.collection(
 )
 
 
-@route(Condition, to=problems, phase=Phase.LIVE)
+ID = WriteBack("https://clinic.example.com/problem-id")
+
+
+@route(Condition, to=problems, phase=Phase.LIVE, identifier=ID)
 def problem(c: Condition, ctx: Context) -> Result:
     if pick.has_code([c.verificationStatus], "entered-in-error"):
         return Absent("entered in error")

@@ -9,6 +9,7 @@ from worker.mapping import (
     Result,
     Table,
     Unmappable,
+    WriteBack,
     first,
     join,
     link,
@@ -45,7 +46,10 @@ MARITAL = Table(
 phone = Phone("###-###-####", default=None)
 
 
-@route(Patient, to=patients, phase=Phase.LIVE)
+NUMBER = WriteBack("https://clinic.example.com/patient-number")
+
+
+@route(Patient, to=patients, phase=Phase.LIVE, identifier=NUMBER)
 def patient(p: Patient, ctx: Context) -> Result:
     name = pick.name(p.name, at=ctx.updated) or HumanName()
     home = pick.address(p.address, "home", "", at=ctx.updated) or Address()

@@ -1,7 +1,7 @@
 """Practitioner → the clinic's providers. Their work is kept: a delete makes them inactive."""
 
 from worker.legacy import Answer, Call, Find, Outcome
-from worker.mapping import Context, Phase, Result, first, join, pick, required, route
+from worker.mapping import Context, Phase, Result, WriteBack, first, join, pick, required, route
 from worker.mapping.r4 import HumanName, Practitioner
 from worker.mapping.systems import NPI
 from worker.mappings.clinic import clinic
@@ -20,7 +20,10 @@ providers = clinic.collection(
 )
 
 
-@route(Practitioner, to=providers, phase=Phase.LIVE)
+ID = WriteBack("https://clinic.example.com/provider-id")
+
+
+@route(Practitioner, to=providers, phase=Phase.LIVE, identifier=ID)
 def provider(p: Practitioner, ctx: Context) -> Result:
     name = pick.name(p.name, at=ctx.updated) or HumanName()
     return {
