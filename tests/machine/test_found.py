@@ -1,0 +1,139 @@
+"""Stories that the machine found or that the model tells, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machine.legacy_model import Fate
+from tests.machine.medplum_model import Content
+from tests.machine.world import C1, D1, P1, Bench, World, bench
+
+
+@pytest.fixture(scope="module")
+def a_bench() -> Iterator[Bench]:
+    with bench() as made:
+        yield made
+
+
+@pytest.fixture
+def frozen(a_bench: Bench) -> Iterator[World]:
+    """Give a world in which a process can freeze between its last check and the socket."""
+    world = World(a_bench, freezes=True)
+    yield world
+    world.check()
+    world.ends_all()
+
+
+def changed(world: World, of: str, content: Content) -> None:
+    world.saves(of, content)
+    world.delivers(-1)
+
+
+def frozen_write(world: World, word: str) -> None:
+    """Have P1 linked as A, and leave a write of another word standing between check and socket until it is over."""
+    changed(world, P1, Content("A"))
+    worker = world.begins(P1)
+    assert worker is not None
+    world.finishes(worker)
+    world.waits(60)
+    changed(world, P1, Content(word))
+    worker = world.begins(P1)
+    assert worker is not None
+    world.goes_on_to(worker, "frozen before its bytes leave")
+    world.waits(61, beating=False)
+    world.ledger.free_leases()
+    world.waits(90)
+    changed(world, P1, Content("C"))
+    other = world.begins(P1)
+    assert other is not None
+    world.finishes(other)
+    assert said(world) == "C"
+    world.steps(worker)
+    assert said(world) == word  # it went back: the one thing that the protocol cannot keep a frozen process from
+
+
+def said(world: World) -> str:
+    [record] = world.legacy.living(P1)[""]
+    return str(record.fields["word"])
+
+
+def test_a_write_that_froze_on_its_way_is_mended_by_its_own_answer(frozen: World) -> None:
+    """A process that freezes after its last check and lives on tells of its write, and the newer state is sent (M8)."""
+    frozen_write(frozen, "B")
+    frozen.finishes(frozen.workers[0])
+    frozen.rests()
+    frozen.converged()
+    assert said(frozen) == "C"
+
+
+def test_a_write_that_froze_on_its_way_and_was_killed_goes_unseen_until_somebody_compares(frozen: World) -> None:
+    """The hole that the protocol admits (M8c): nobody hears of the old write. To write the record anew mends it."""
+    frozen_write(frozen, "B")
+    frozen.kills_worker(frozen.workers[0])
+    frozen.rests()
+    assert said(frozen) == "B"
+    with pytest.raises(AssertionError, match="legacy says"):
+        frozen.converged()
+    frozen.replays(P1)
+    frozen.rests()
+    frozen.converged()
+
+
+def test_every_slot_is_written_though_one_answer_is_lost(a_bench: Bench) -> None:
+    """Of two records of one resource the first one's answer is lost: both are there in the end, once."""
+    world = World(a_bench)
+    world.fated(Fate.SILENT)
+    changed(world, D1, Content("A", uses=("home", "work")))
+    world.rests()
+    world.converged()
+    assert {slot: len(records) for slot, records in world.legacy.living(D1).items()} == {"home": 1, "work": 1}
+    world.ends_all()
+
+
+def test_a_write_that_stood_still_after_its_announcement_is_not_sent(a_bench: Bench) -> None:
+    """Announced and overtaken by a newer state, a write is withdrawn by its sender's own look at the time (M8)."""
+    world = World(a_bench)
+    changed(world, P1, Content("A"))
+    worker = world.begins(P1)
+    assert worker is not None
+    world.finishes(worker)
+    world.waits(60)
+    changed(world, P1, Content("B"))
+    worker = world.begins(P1)
+    assert worker is not None
+    world.goes_on_to(worker, "announced, and not yet sent")
+    world.waits(61, beating=False)
+    world.waits(90)
+    changed(world, P1, Content("C"))
+    other = world.begins(P1)
+    assert other is not None
+    world.finishes(other)
+    world.finishes(worker)
+    world.check()
+    assert said(world) == "C"
+    world.ends_all()
+
+
+def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> None:
+    """The machine found: where the patient gets another record meanwhile, the first problem is forgotten (3d)."""
+    world = World(a_bench)
+    for of, content in ((P1, Content("A")), (C1, Content("A"))):
+        changed(world, of, content)
+        if of == C1:
+            world.fated(Fate.SILENT)
+        worker = world.begins(of)
+        assert worker is not None
+        world.finishes(worker)
+    world.waits(5)
+    world.deletes(P1)
+    world.delivers()
+    worker = world.begins(P1)
+    assert worker is not None
+    world.finishes(worker)
+    changed(world, P1, Content("A"))
+    world.rests()
+    problems = [record for record in world.legacy.records.values() if record.kind == "problems" and record.alive]
+    world.ends_all()
+    assert len(problems) == 1
