@@ -69,6 +69,8 @@ make demo     watch notifications become legacy records, on this machine alone (
 make test     make check, then every test that ends within minutes (ARGS='-k broker': some of them)
 make check    format, lint, strict types, import contract
 make bench    measure, print the ratios and write docs/benchmarks.md
+make chaos    kill, freeze and cut under traffic, and judge (ARGS="--seed 1 --changes 20000 --database postgresql")
+make mutants  take each rule of the protocol out of a copy of the code, and print what caught it (ARGS='M1 M7')
 make lock     pin requirements/*.txt anew from pyproject.toml (ARGS=--upgrade: to the newest versions)
 make clean    remove the virtual environment and caches; never var/, which holds ledgers
 
@@ -86,6 +88,10 @@ def main(command: str, arguments: list[str]) -> int:
         become(environment("run"), "reverse-sync", "demo", *arguments)
     if command == "bench":
         become(environment("test"), "python", "-m", "tests.bench", *arguments)
+    if command == "chaos":
+        become(environment("test"), "python", "-m", "tests.chaos", *arguments)
+    if command == "mutants":
+        become(environment("test"), "python", "-m", "tests.machine.mutants", *arguments)
     if command == "test":
         programs = environment("test")
         provide_browser()

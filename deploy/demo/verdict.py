@@ -96,8 +96,8 @@ def _unlike(
         yield f"its record {record['record']} is {record['status']}, with {record['copies']} copies"
     if differing := wanted.collection.differing(wanted.resolve(keys), record["data"]):
         yield f"its record {record['record']} differs in {', '.join(differing)}"
-    patient = wanted.parents.get("patient")
-    if patient is not None and record["data"]["patient_number"] != keys[patient]["number"]:
+    owner = keys.get(wanted.parents.get("patient", ""), {})
+    if any(record["data"].get(f"patient_{name}", key) != key for name, key in owner.items()):
         yield f"its record {record['record']} is another patient's"
 
 

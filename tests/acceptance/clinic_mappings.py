@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.acceptance.times import DEADLINE_S, LANDS_WITHIN_S
 from worker.legacy import Answer, Outcome
 from worker.mapping import Context, Phase, Result, route
-from worker.mapping.r4 import Condition, Patient, Practitioner
+from worker.mapping.r4 import Condition, MedicationRequest, Patient, Practitioner
 from worker.mappings import condition as conditions
+from worker.mappings import medication_request as medication_requests
 from worker.mappings import patient as patients
 from worker.mappings import practitioner as practitioners
 from worker.mappings.clinic import clinic
-
-DEADLINE_S, LANDS_WITHIN_S = 3.0, 2.0
 
 api = replace(
     clinic,
@@ -37,3 +37,6 @@ provider = route(Practitioner, to=replace(practitioners.providers, api=api), pha
     practitioners.provider.function
 )
 problem = route(Condition, to=replace(conditions.problems, api=api), phase=Phase.LIVE)(conditions.problem.function)
+prescription = route(
+    MedicationRequest, to=replace(medication_requests.prescriptions, api=api), phase=Phase.LIVE, moved="replace"
+)(medication_requests.prescription.function)

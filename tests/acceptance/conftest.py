@@ -1,4 +1,4 @@
-"""Systems of real processes, each in a folder that is gone afterwards. A start takes seconds, so two are shared."""
+"""Systems of real processes, each in a folder that is gone afterwards. A start takes seconds, so three are shared."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.legacies import PRACTICE
 from tests.acceptance.system import System, started
 from tests.contract.ledger.conftest import postgres
 
@@ -37,6 +38,13 @@ def folder() -> Iterator[Path]:
 def system() -> Iterator[System]:
     """Share a system in which nothing may ever fail or be held."""
     with _folder() as folder, started(folder) as system:
+        yield system
+
+
+@pytest.fixture(scope="session")
+def practice() -> Iterator[System]:
+    """Share a system whose other end is the practice, in which nothing may ever fail or be held."""
+    with _folder() as folder, started(folder, legacy=PRACTICE) as system:
         yield system
 
 

@@ -103,6 +103,15 @@ class Processes:
             code = started.process.poll()
             assert code is None, f"{name} has ended with code {code}:\n{self.said(name)[-_TAIL:]}"
 
+    def ended(self) -> dict[str, int]:
+        """Return the exit codes of those that do not run now, whoever ended them."""
+        codes = {name: started.process.poll() for name, started in list(self._started.items())}
+        return {name: code for name, code in codes.items() if code is not None}
+
+    def pid(self, name: str) -> int:
+        """Return the process that leads the group of this name."""
+        return self._started[name].process.pid
+
     def pids(self) -> list[int]:
         """Return the processes that run; each leads a group of its own."""
         return [started.process.pid for started in self._started.values() if started.process.poll() is None]

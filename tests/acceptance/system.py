@@ -27,6 +27,7 @@ from sqlalchemy import func, select
 from deploy.demo.scenery import command, free_port
 from deploy.demo.systems import Medplum
 from deploy.demo.verdict import compare
+from tests.acceptance.legacies import CLINIC, Legacy
 from tests.acceptance.processes import Processes
 from worker.errors import LedgerUnavailable
 from worker.ledger import Ledger
@@ -34,13 +35,11 @@ from worker.ledger.tables import mirrors
 from worker.mapping import Routes, load_routes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-ROUTED: Final = ("Practitioner", "Patient", "Condition")
+ROUTED: Final = CLINIC.types
 OURS: Final = ("web", "worker", "worker2", "dispatch", "beat")  # what every system has between the two others
 SECRET: Final = "the secret of the acceptance tests"
 TOKEN: Final = "Bearer of the acceptance tests"
-ROUTES: Final = "tests.acceptance.clinic_mappings"
 
-_CLINIC_KEY: Final = "the key of the clinic"
 _KEY: Final = base64.b64encode(bytes(range(32))).decode()
 _START_S: Final = 60.0
 _LOOK_EVERY_S: Final = 0.05
@@ -51,18 +50,24 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Clinic:
-    """The legacy clinic by its control plane, which knows no faults."""
+    """The legacy system by its control plane, which knows no faults."""
 
     url: str
+    api: str = CLINIC.api
 
     def misbehave(self, *rules: Json) -> None:
         """Add faults, each in the stand-in's own words."""
         self._ask("POST", "faults", json=list(rules))
 
+    def faults(self) -> list[Json]:
+        """List the faults that are still to act."""
+        rules: list[Json] = self._ask("GET", "faults").json()["data"]
+        return [rule for rule in rules if rule["times"] != 0]
+
     def slow_down(self, seconds: float) -> None:
         """Let every create and update be saved so long before it is answered: there is a middle then."""
         rule = {"kind": "delay", "seconds": seconds, "saves": True}
-        self.misbehave(*(rule | {"match": {"method": method}} for method in ("POST", "PUT")))
+        self.misbehave(*(rule | {"match": {"method": method, "path": self.api}} for method in ("POST", "PUT")))
 
     def behave(self) -> None:
         """Remove all faults."""
@@ -76,9 +81,13 @@ class Clinic:
         """List every change that took effect, in its order."""
         return self._lines("history")
 
-    def journal(self) -> list[Json]:
-        """List every request that arrived."""
-        return self._lines("journal")
+    def remove(self, record: str) -> None:
+        """Take a record away by hand."""
+        self._ask("POST", "edit", json={"record": record, "remove": True})
+
+    def journal(self, since: int = 0) -> list[Json]:
+        """List every request that arrived, after the one with that number."""
+        return self._lines(f"journal?since={since}")
 
     def records(self) -> dict[str, Json]:
         """Return every record by its name, as in patient/4701."""
@@ -107,6 +116,7 @@ class System:
     medplum: Medplum
     clinic: Clinic
     ledger: Ledger
+    legacy: Legacy = CLINIC
 
     def kill(self, name: str) -> None:
         """Kill a process as a power cut would."""
@@ -153,8 +163,7 @@ class System:
 
     def steer_medplum(self, verb: str, **wanted: Any) -> Json:
         """Use the control plane of Medplum's stand-in, in its own words."""
-        url = f"{self.medplum.url}/sandbox/{verb}"
-        answer: Json = httpx.post(url, json=wanted, timeout=20, trust_env=False).raise_for_status().json()
+        answer: Json = self.medplum._http.post(f"/sandbox/{verb}", json=wanted).raise_for_status().json()
         return answer
 
     def leases(self, worker: str) -> int:
@@ -167,13 +176,14 @@ class System:
         """Each change is accounted for, nothing needs a person and no write is without an outcome."""
         status = self.ledger.status()
         assert status["identity_holds"], status
-        assert self.ledger.failed() == []
+        failed = self.ledger.failed()
+        assert failed == [], failed
         assert status["unresolved_writes"] == 0
 
     def disagreements(self) -> list[str]:
         """Hold every resource against its legacy record, through the routes; name what does not agree."""
-        truth = [line for resource_type in ROUTED for line in self.medplum.truth(resource_type)]
-        links = [link for resource_type in ROUTED for link in self.ledger.links_of(resource_type)]
+        truth = [line for resource_type in self.legacy.types for line in self.medplum.truth(resource_type)]
+        links = [link for resource_type in self.legacy.types for link in self.ledger.links_of(resource_type)]
         return compare(truth, self.clinic.records(), links, self._routes(), self.medplum.url).faults
 
     def broker(self) -> Any:
@@ -188,14 +198,14 @@ class System:
     def _routes(self) -> Routes:
         site = {name: value for name, value in self.settings.items() if name.startswith("REVERSE_SYNC_SITE_")}
         with patch.dict(os.environ, site):
-            return load_routes(ROUTES)
+            return load_routes(self.legacy.routes)
 
     def _told(self) -> object:
         return {"undelivered": self.medplum.undelivered(), **self.ledger.status(), "failed": self.ledger.failed()[:5]}
 
     def _is_up(self, name: str) -> bool:
         match name:
-            case "medplum" | "clinic" | "console" | "flower":
+            case "medplum" | "clinic" | "practice" | "console" | "flower":
                 return _answers(self.urls[name])
             case "broker":
                 with self.broker() as client:
@@ -210,24 +220,34 @@ class System:
 
 
 @contextmanager
-def started(folder: Path, *, database_url: str | None = None, more: tuple[str, ...] = ()) -> Iterator[System]:
+def started(
+    folder: Path,
+    *,
+    database_url: str | None = None,
+    more: tuple[str, ...] = (),
+    settings: Mapping[str, str] | None = None,
+    legacy: Legacy = CLINIC,
+) -> Iterator[System]:
     """Start a system in a folder, and end all of it.
 
     Args:
         folder: new and empty; everything is kept in it.
         database_url: of an empty database; a SQLite file in the folder where it is not given.
         more: `flower` and `console`, where a test asks them.
+        settings: of ours, by name without the prefix, instead of those of these tests.
+        legacy: the system at the other end.
     """
-    urls = {name: f"http://127.0.0.1:{free_port()}" for name in ("medplum", "clinic", "web", "console", "flower")}
+    urls = {name: f"http://127.0.0.1:{free_port()}" for name in ("medplum", legacy.name, "web", "console", "flower")}
     database_url = database_url or f"sqlite:///{folder}/ledger.db"
-    settings = _settings(folder, database_url, urls)
-    with Processes(folder / "log", settings) as processes:
-        for name in ("medplum", "clinic"):
-            processes.start(name, _stand_in(name, folder, _port(urls[name])))
+    environment = _settings(folder, database_url, urls, {**legacy.settings(urls[legacy.name]), **(settings or {})})
+    with Processes(folder / "log", environment) as processes:
+        processes.start("medplum", _stand_in("medplum", folder, _port(urls["medplum"])))
+        processes.start(legacy.name, _stand_in(legacy.name, folder, _port(urls[legacy.name]), *legacy.options))
         processes.start("broker", command("broker"))
         medplum = Medplum(urls["medplum"], client="frontend", secret="frontend-secret")
         with closing(_opened(database_url)) as ledger, closing(medplum._http):
-            system = System(folder, processes, settings, urls, medplum, Clinic(urls["clinic"]), ledger)
+            clinic = Clinic(urls[legacy.name], legacy.api)
+            system = System(folder, processes, environment, urls, medplum, clinic, ledger, legacy)
             _begin(system, more)
             yield system
 
@@ -236,18 +256,18 @@ def _begin(system: System, more: tuple[str, ...]) -> None:
     """Start what stands between the two systems, and have Medplum tell it of changes."""
     console, flower = (_port(system.urls[name]) for name in ("console", "flower"))
     options = {"console": ["--port", console], "flower": [f"--port={flower}"]}
-    system.wait_until_up(("medplum", "clinic", "broker"))
+    system.wait_until_up(("medplum", system.legacy.name, "broker"))
     migrated = _run(command("release"), system.settings)
     assert migrated.returncode == 0, migrated.stderr
     for name in (*more, *OURS):
         system.processes.start(name, command(name, *options.get(name, ())))
     system.wait_until_up((*OURS, *more))
-    for resource_type in ROUTED:
+    for resource_type in system.legacy.types:
         endpoint = f"{system.urls['web']}/medplum"
         system.medplum.subscribe(resource_type, endpoint, secret=SECRET, authorization=TOKEN)
 
 
-def _settings(folder: Path, database_url: str, urls: Mapping[str, str]) -> dict[str, str]:
+def _settings(folder: Path, database_url: str, urls: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
     """Make the environment: that of these tests, and ours."""
     ours = {
         "BROKER_URL_FILE": str(folder / "broker" / "address"),
@@ -258,13 +278,11 @@ def _settings(folder: Path, database_url: str, urls: Mapping[str, str]) -> dict[
         "OPERATOR": "the acceptance tests",
         "PAYLOAD_KEY": f"test:{_KEY}",
         "PORT": _port(urls["web"]),
-        "ROUTES": ROUTES,
         "SEND_WITHIN_SECONDS": "1",
-        "SITE_CLINIC_KEY": _CLINIC_KEY,
-        "SITE_CLINIC_URL": f"{urls['clinic']}/api",
         "VAR": str(folder),
         "WEBHOOK_SECRETS": SECRET,
         "WEBHOOK_TOKEN": TOKEN,
+        **own,
     }
     others = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FLOWER_UNAUTHENTICATED_API": "true"}
     return {**os.environ, **others, **{f"REVERSE_SYNC_{name}": value for name, value in ours.items()}}
@@ -274,10 +292,9 @@ def _opened(database_url: str) -> Ledger:
     return Ledger.open(database_url, keys=[("test", SecretStr(_KEY))], connections=2)
 
 
-def _stand_in(name: str, folder: Path, port: str) -> list[str]:
+def _stand_in(name: str, folder: Path, port: str, *options: str) -> list[str]:
     files = ["--db", str(folder / f"{name}.db"), "--ready-file", str(folder / f"{name}.url")]
-    key = ["--api-key", _CLINIC_KEY] if name == "clinic" else []
-    return [sys.executable, "-m", f"deploy.sandbox.{name}", "--port", port, *files, *key]
+    return [sys.executable, "-m", f"deploy.sandbox.{name}", "--port", port, *files, *options]
 
 
 def _run(arguments: list[str], settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

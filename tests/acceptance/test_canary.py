@@ -40,7 +40,7 @@ EVERY_ROW = {
     "order[0][dir]": "asc",
 }
 EVERY_ROW |= {"columns[0][data]": "name"}
-ELSEWHERE = {"medplum.db", "clinic.db"}  # the two systems' own files, which hold what they hold
+ELSEWHERE = {"medplum.db", "clinic.db", "practice.db"}  # the two systems' own files, which hold what they hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 _EVERY_S = 0.05
 _STAMP = re.compile(r"\bv(\d+)\b")
-_STAMPED = {"patient": "middle_name", "provider": "title", "problem": "title"}
+_STAMPED = ("middle_name", "title", "description", "reason", "first_name")  # the first of these that holds a number
 
 
 class Traffic:
@@ -45,7 +45,11 @@ class Traffic:
 
     def step(self) -> None:
         """Write once more."""
-        steps: list[tuple[int, Callable[[], None]]] = [
+        weights, verbs = zip(*self._steps(), strict=True)
+        self._random.choices(verbs, weights)[0]()
+
+    def _steps(self) -> list[tuple[int, Callable[[], None]]]:
+        return [
             (1, lambda: self._write(self._practitioner())),
             (5, lambda: self._write(self._patient())),
             (5, lambda: self._write(self._condition())),
@@ -57,8 +61,6 @@ class Traffic:
             (2, lambda: self._delete("Patient")),
             (1, lambda: self._delete("Practitioner")),
         ]
-        weights, verbs = zip(*steps, strict=True)
-        self._random.choices(verbs, weights)[0]()
 
     def burst(self, patients: int) -> None:
         """Write many patients in one transaction."""
@@ -159,9 +161,9 @@ def backward_steps(history: Iterable[Json]) -> list[str]:
 
 
 def _stamp_of(record: str, data: Json) -> int:
-    found = _STAMP.search(data[_STAMPED[record.partition("/")[0]]])
-    assert found is not None, f"{record} carries no number"
-    return int(found[1])
+    numbers = [found[1] for name in _STAMPED if (found := _STAMP.search(str(data.get(name, ""))))]
+    assert numbers, f"{record} carries no number"
+    return int(numbers[0])
 
 
 def _reference(resource: Json) -> str:
