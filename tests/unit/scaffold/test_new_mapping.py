@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from worker.errors import RoutesInvalid
-from worker.mapping.r4 import Encounter, Observation, Patient
+from worker.mapping.r4 import AllergyIntolerance, Encounter, Observation, Patient
 from worker.scaffold.elements import seen
 from worker.scaffold.files import begin
 from worker.scaffold.synthetic import kind, made_up
@@ -81,6 +81,13 @@ def test_of_a_choice_one_is_made_up() -> None:
     Patient.model_validate(made)
 
 
+def test_a_list_that_is_required_is_made_up_as_a_list() -> None:
+    """Lists that have to be there are lists, too: those of resources inside, as those of the resource."""
+    reaction = made_up(AllergyIntolerance, [("reaction", "manifestation", "text"), ("patient", "reference")])
+    assert reaction["reaction"] == [{"manifestation": [{"text": "Example text"}]}]
+    AllergyIntolerance.model_validate(reaction)
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -113,7 +120,7 @@ def test_the_files_work_as_they_are_written(package: str, tmp_path: Path) -> Non
 def run(command: list[str], folder: Path) -> None:
     environment = {"PYTHONPATH": f"{folder}:{ROOT}", "PATH": "/usr/bin:/bin"}
     ended = subprocess.run(
-        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=100
+        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=160
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
