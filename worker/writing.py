@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from worker.calling import Caller
@@ -23,6 +24,7 @@ from worker.legacy.wire import as_json
 from worker.looking import Target
 from worker.mapping import Conflict, MappedRecord, Route
 
+PARENT_LOOKS = timedelta(seconds=10)  # so long after its bound a parent has found out what became of its write
 _DELETES = frozenset({Operation.DELETE, Operation.REPLACE})
 
 
@@ -230,15 +232,19 @@ class Writer:
                 return Again("unknown outcome", answered.detail, until=announced.bound)
             case Outcome.NOT_DONE:
                 return Again("legacy", answered.detail, after_s=answered.retry_after_s or 0.0)
-        if self._claim.attempts == 0 and write.target.parents:
-            # 8: what it stands under may have been deleted in this moment, which the next attempt knows
+        return self._for_the_parents_sake(write, answered) or _stop_of(write, answered)
+
+    def _for_the_parents_sake(self, write: Write, answered: Answered) -> Again | None:
+        """8: what it stands under may have been deleted in this moment, which a later attempt knows."""
+        if not write.target.parents:
+            return None
+        if self._claim.attempts == 0:
             return Again("legacy", f"{answered.detail}; looked at once more, because its parent may be gone")
-        match answered.outcome:
-            case Outcome.GONE if write.operation is Operation.UPDATE:
-                return Hold("gone", f"{answered.detail}: the legacy system no longer has the record that we wrote")
-            case Outcome.CONFLICT:
-                return Hold("conflict", answered.detail)
-        return Fail("refused", answered.detail)
+        open_until = self._ledger.in_doubt_until(sorted(set(write.target.parents.values())))
+        until = None if open_until is None else open_until + PARENT_LOOKS
+        if until is None or until <= self._claim.claimed_at:
+            return None
+        return Again("legacy", f"{answered.detail}; its parent is in doubt itself", until=until, counts=False)
 
     def _read_back(self, write: Write, keys: Keys) -> None:
         """11: know what the record says after our write, where the answer did not tell."""
@@ -267,3 +273,12 @@ def _idempotency_key(write: Write) -> str | None:
     create = write.target.collection.create
     takes_one = write.operation is Operation.CREATE and isinstance(create, Call) and bool(create.idempotency)
     return str(uuid.uuid4()) if takes_one else None
+
+
+def _stop_of(write: Write, answered: Answered) -> Fail | Hold:
+    match answered.outcome:
+        case Outcome.GONE if write.operation is Operation.UPDATE:
+            return Hold("gone", f"{answered.detail}: the legacy system no longer has the record that we wrote")
+        case Outcome.CONFLICT:
+            return Hold("conflict", answered.detail)
+    return Fail("refused", answered.detail)

@@ -70,7 +70,13 @@ class Bench:
         self._next = count(1)
 
     def run(self, only: str | None = None) -> None:
-        parts = {"steps": self.steps, "receiver": self.receiver, "path": self.path, "backlog": self.backlog}
+        parts = {
+            "steps": self.steps,
+            "mapping": self.mapping,
+            "receiver": self.receiver,
+            "path": self.path,
+            "backlog": self.backlog,
+        }
         for name, part in parts.items():
             if only in {None, name}:
                 part()
@@ -87,6 +93,19 @@ class Bench:
         told = json.loads(self.stage.run(sys.executable, "-m", "tests.bench.inside", str(self.size.steps)))
         for step, (middle, late) in told.items():
             self.report.add(Figure(step, "ms", [middle], note=f"p99 {late:.2f} ms"))
+
+    def mapping(self) -> None:
+        """Measure what one resource costs beside `json.loads`, and the gate beside a PING."""
+        self.stage.use("mapping", 0)
+        rounds, calls = str(self.size.steps // 10), str(self.size.steps * 4)
+        told = json.loads(self.stage.run(sys.executable, "-m", "tests.bench.mapping", rounds, calls))
+        for name, (middle, late) in told.items():
+            step, _, of = name.partition(", ")
+            aim = 2.0 if step == "validate and map" else 0.2 if step.startswith("gate") else None
+            self.report.add(Figure(name, "ms", [middle], at_most=aim, note=f"p95 {late:.2f} ms"))
+            if aim is not None:
+                base = "PING" if step.startswith("gate") else f"json.loads, {of}"
+                self.report.add(Figure(f"{step} ÷ {base.partition(',')[0]}, {of}", "", [middle / told[base][0]]))
 
     def receiver(self) -> None:
         """Measure the receiver beside a bare handler, in turn."""
@@ -199,7 +218,9 @@ def machine() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure receiver and whole path.")
     parser.add_argument("--quick", action="store_true", help="a small run within a minute; writes no page")
-    parser.add_argument("--only", choices=("steps", "receiver", "path", "backlog"), help="one part; writes no page")
+    parser.add_argument(
+        "--only", choices=("steps", "mapping", "receiver", "path", "backlog"), help="one part; writes no page"
+    )
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
     load = f"{os.getloadavg()[0]:.1f} in the minute before"

@@ -20,6 +20,9 @@ Machine: {machine}. Its load average was {load}.
 {targets}
 ## What was measured
 
+- **Mapping**: bytes → R4 model (validate), mapping → wire form → digest (map), for those resources of the example's
+  fixture pairs that map to records, beside `json.loads` of the same bytes; the gate's enter and leave beside a PING to
+  the same Valkey. One process, in turn, median and 95th percentile of single calls.
 - **Receiver**: `python -m webhook` on SQLite beside a bare Starlette handler that reads the body and answers 202, on
   the same uvicorn settings. The load is a process of its own: raw sockets that are kept alive, signed notifications of
   distinct patients ({bytes} bytes each), made beforehand.
@@ -88,7 +91,9 @@ class Report:
         """Take a figure in, and print it."""
         self.figures.append(figure)
         value, spread, verdict = figure.cells()
-        print(f"{figure.name:<58} {value:>16}  {spread:<20} {verdict.replace('*', '')}", flush=True)
+        print(
+            f"{figure.name:<58} {value:>16}  {spread:<20} {verdict.replace('*', '')} {figure.note}".rstrip(), flush=True
+        )
 
     def page(self, facts: Mapping[str, str]) -> str:
         """Write the page."""

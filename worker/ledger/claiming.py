@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, exists, insert, or_, select, update
+from sqlalchemy import bindparam, exists, func, insert, or_, select, update
 
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.sealing import SealBroken
@@ -147,6 +147,15 @@ class Claiming(Store):
         """Tell the links of a resource and its writes without an outcome, without taking its mirror."""
         links_of, writes_of = tx.execute(_links, {"of": reference}), tx.execute(_unresolved, {"of": reference})
         return tuple(map(self._link, links_of)), tuple(map(self._open_write, writes_of))
+
+    @reads
+    def in_doubt_until(self, tx: Transaction, references: Sequence[str]) -> datetime | None:
+        """Tell until when an announced write of one of these may still act or be answered; None if none is open."""
+        open_writes = select(func.max(announced.c.bound_at)).where(
+            announced.c.reference.in_(references), announced.c.outcome.is_(None)
+        )
+        latest: datetime | None = tx.execute(open_writes).scalar_one()
+        return latest
 
     @reads
     def creates_in_doubt(self, tx: Transaction, reference: str, slot: str) -> tuple[OpenWrite, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.sync.declared import declare
-from tests.integration.sync.story import CONDITION, OTHER, PATIENT, Story, condition, only, patient
+from tests.integration.sync.story import CONDITION, DELETE_PATIENT, OTHER, PATIENT, Story, condition, only, patient
 from worker.legacy import LegacyRequest
 from worker.sync import End
 
@@ -125,3 +125,18 @@ def test_what_is_refused_twice_under_a_parent_fails(story: Story) -> None:
     story.settles()
     assert story.state(CONDITION) == "failed"
     assert story.outcomes(CONDITION) == [("create", "refused")] * 2
+
+
+def test_what_is_refused_under_a_parent_in_doubt_waits_for_the_parent(story: Story) -> None:
+    """The patient's own delete had no answer: a problem that meets its record is not held for it (8)."""
+    story.changes(patient(), condition())
+    story.settles()
+    story.deletes(PATIENT)
+    story.breaks("reset_after", DELETE_PATIENT)
+    story.syncs()
+    story.changes(condition(title="Gout, acute"))
+    assert [story.syncs(CONDITION).kind for _ in range(2)] == [End.AGAIN] * 2
+    assert "its parent is in doubt itself" in story.mirror(CONDITION)["detail"]
+    assert story.waits_s(CONDITION) > 0
+    story.settles()
+    assert story.mirror(CONDITION)["reason"] != "conflict"

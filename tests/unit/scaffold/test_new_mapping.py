@@ -117,6 +117,23 @@ def test_the_files_work_as_they_are_written(package: str, tmp_path: Path) -> Non
     run([*checked, f"{package}/encounter.py"], tmp_path)
 
 
+def test_update_is_offered_once_however_often_it_is_asked_for(package: str, tmp_path: Path) -> None:
+    """The command that new-mapping names next works beside a conftest that has imported the option, too."""
+    begin(package, Encounter, seen([encounter()]), tests=tmp_path / "tests").write()
+    (tmp_path / "tests" / "conftest.py").write_text("from worker.mapping.pairs import pytest_addoption\n")
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--import-mode=importlib",
+        "-p",
+        "worker.mapping.pairs",
+    ]
+    run([sys.executable, "-m", "pytest", *options, "--update", str(tmp_path / "tests")], tmp_path)
+
+
 def run(command: list[str], folder: Path) -> None:
     environment = {"PYTHONPATH": f"{folder}:{ROOT}", "PATH": "/usr/bin:/bin"}
     ended = subprocess.run(
