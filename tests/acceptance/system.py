@@ -284,7 +284,8 @@ def _settings(folder: Path, database_url: str, urls: Mapping[str, str], own: Map
         "WEBHOOK_TOKEN": TOKEN,
         **own,
     }
-    others = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "FLOWER_UNAUTHENTICATED_API": "true"}
+    path = os.pathsep.join([str(folder / "project"), str(ROOT)])  # where a test may have put mappings of its own
+    others = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "FLOWER_UNAUTHENTICATED_API": "true"}
     return {**os.environ, **others, **{f"REVERSE_SYNC_{name}": value for name, value in ours.items()}}
 
 

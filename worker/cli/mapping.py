@@ -66,7 +66,8 @@ def new_mapping(resource_type: str, tests: Path, files: tuple[Path, ...]) -> Non
     click.echo(f"looked at {elements.looked_at} of {resource_type}; wrote")
     for path in beginning.files:
         click.echo(f"  {path}")
-    click.echo(f"next: say in the first what of it is kept, then: pytest {tests} --update, and read what that wrote")
+    update = f"pytest -p worker.mapping.pairs {tests} --update"
+    click.echo(f"next: say in the first what of it is kept, then: {update}, and read what that wrote")
 
 
 def _model(resource_type: str) -> type[FHIRAbstractModel]:

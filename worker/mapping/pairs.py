@@ -21,6 +21,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,8 @@ _LEFT, _RIGHT = ".fhir.json", ".legacy.json"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Offer `--update`; a conftest imports this function, or pytest is called with `-p worker.mapping.pairs`."""
-    parser.addoption("--update", action="store_true", help="write what mappings return into their fixture pairs")
+    with suppress(ValueError):  # the other way has offered it already
+        parser.addoption("--update", action="store_true", help="write what mappings return into their fixture pairs")
 
 
 def pairs(route: Route[Any], folder: str | Path, *, medplum: str = MEDPLUM) -> Callable[..., None]:

@@ -114,7 +114,8 @@ def _typed(field: FieldInfo) -> tuple[Any, str, bool]:
 
 
 def _union(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) or (annotation,)
+    """List what an optional element may be; a required one is its annotation itself, as in List[CodeableConcept]."""
+    return (annotation,) if typing.get_origin(annotation) is list else typing.get_args(annotation) or (annotation,)
 
 
 def _flat(annotation: Any) -> list[Any]:
