@@ -41,8 +41,8 @@ LOCKED = {
 COMPILE = ["pip", "compile", "--quiet", "--no-config", "--universal", "--python-version=3.11", "--generate-hashes"]
 COMPILE += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command=make lock", "pyproject.toml"]
 
-# By file, so that what a file starts once serves all its tests.
-TWO_AT_A_TIME = ["--numprocesses=2", "--dist=loadfile"]
+# By file, so that what a file starts once serves all its tests; three on two cores, because most of them wait for processes.
+SIDE_BY_SIDE = ["--numprocesses=3", "--dist=loadfile"]
 
 CHECKS = [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"], ["lint-imports", "--no-logo"]]
 LEFTOVERS = [".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", "build", "dist"]
@@ -95,7 +95,7 @@ def main(command: str, arguments: list[str]) -> int:
     if command == "test":
         programs = environment("test")
         provide_browser()
-        return check(programs) or become(programs, "pytest", *TWO_AT_A_TIME, *arguments)
+        return check(programs) or become(programs, "pytest", *SIDE_BY_SIDE, *arguments)
     if command == "check":
         return check(environment("test"))
     if command == "lock":

@@ -15,7 +15,7 @@ from tests.acceptance.latency import Front, new, percentile, reference, told
 from tests.acceptance.system import System, started
 from tests.acceptance.times import DEADLINE_S
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.long, pytest.mark.processes, pytest.mark.timeout(240)]
 
 MANY = 40  # more than the threads of both workers
 FORGED = 500
