@@ -41,7 +41,7 @@ LOCKED = {
 COMPILE = ["pip", "compile", "--quiet", "--no-config", "--universal", "--python-version=3.11", "--generate-hashes"]
 COMPILE += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command=make lock", "pyproject.toml"]
 
-# By file, so that what a file starts once serves all its tests; three on two cores, because most of them wait for processes.
+# By file, so that what a file starts once serves all its tests; three at a time, because most wait for processes.
 SIDE_BY_SIDE = ["--numprocesses=3", "--dist=loadfile"]
 
 CHECKS = [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"], ["lint-imports", "--no-logo"]]
