@@ -158,7 +158,7 @@ def backward_steps(history: Iterable[Json]) -> list[str]:
             continue  # not of this traffic: several tests share one system
         if number is None or number < last.get(record, 0):
             steps.append(f"{record}: v{number} after v{last[record]}")
-        last[record] = number or last[record]
+        last[record] = last[record] if number is None else number
     return steps
 
 
