@@ -134,6 +134,7 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> Non
     world.finishes(worker)
     changed(world, P1, Content("A"))
     world.rests()
+    world.converged()  # a person has to choose, and is told why
     problems = [record for record in world.legacy.records.values() if record.kind == "problems" and record.alive]
     world.ends_all()
     assert len(problems) == 1

@@ -372,7 +372,7 @@ class World:
             "parent": leans,
             "gone": (leans and bool(self.orphaned)) or self._was_to_go(reference),
             "second record": self.freezes and self.legacy.doubled(reference),
-            "found": self.freezes,
+            "found": self.freezes or (leans and bool(self.orphaned)),  # made under a record that its parent had before
         }
         assert stated.get(reason, False), f"{reference} needs a person for no reason of this story: {reason}"
 
