@@ -102,16 +102,21 @@ class Machine(RuleBasedStateMachine):
     @rule(
         of=resources,
         content=contents,
+        untold=st.one_of(st.none(), st.none(), contents),
         after=st.sampled_from([0.0, 2.0, 2.0, 61.0]),
         fate=fates,
         stop=stops,
         dies=st.booleans(),
     )
-    def changes(self, of: str, content: Content, after: float, fate: Fate | None, stop: str, dies: bool) -> None:
-        """Have a version written, told and tried at once, as on most days."""
+    def changes(
+        self, of: str, content: Content, untold: Content | None, after: float, fate: Fate | None, stop: str, dies: bool
+    ) -> None:
+        """Have a version written, told and tried at once, as on most days; the next may be there before it is told."""
         self.world.waits(after)
         self._saves(of, content, "Practitioner/x")
         self.world.delivers(-1)
+        if untold is not None:
+            self._saves(of, untold, "Practitioner/x")
         if fate is not None:
             self.world.fated(fate)
         self._goes(self.world.begins(of), stop, dies)

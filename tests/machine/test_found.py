@@ -138,3 +138,28 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> Non
     problems = [record for record in world.legacy.records.values() if record.kind == "problems" and record.alive]
     world.ends_all()
     assert len(problems) == 1
+
+
+def test_a_delete_that_was_answered_late_is_no_reason_to_hold(a_bench: Bench) -> None:
+    """The machine found: the record is wanted again, and whoever took over updated what was gone (3f, 5)."""
+    world = World(a_bench)
+    changed(world, P1, Content("A"))
+    worker = world.begins(P1)
+    assert worker is not None
+    world.finishes(worker)
+    world.waits(60)
+    changed(world, P1, Content("A", active=False))
+    frozen = world.begins(P1)
+    assert frozen is not None
+    world.goes_on_to(frozen, "before finish")
+    world.waits(61, beating=False)
+    changed(world, P1, Content("A"))
+    other = world.begins(P1)
+    assert other is not None
+    world.finishes(other)
+    world.finishes(frozen)
+    world.rests()
+    world.converged()
+    held = world.ledger.failed()
+    world.ends_all()
+    assert held == []

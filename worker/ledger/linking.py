@@ -81,7 +81,8 @@ def first_key(keys: Keys | None) -> str | None:
 def bring_link_in_line(tx: Transaction, write: Any, answer: Answer, *, late: bool, baseline: bytes | None) -> bool:
     """Make the link say what the answer said. Returns False where the mirror had to be held.
 
-    `baseline` is the answer's, sealed. A late answer is not believed to be the last word on what the record says.
+    `baseline` is the answer's, sealed. A late answer is not believed to be the last word on what the record says; that
+    it is deleted is believed where nobody has announced a write since.
     """
     created = write.operation == Operation.CREATE and answer.keys is not None
     key = first_key(answer.keys)
@@ -97,8 +98,9 @@ def bring_link_in_line(tx: Transaction, write: Any, answer: Answer, *, late: boo
     if write.operation == Operation.REPLACE:
         values |= _old_one_gone(link, late=late)
     elif write.operation == Operation.DELETE:
-        values |= {"digest": None} | ({} if late else {"state": LinkState.TOMBSTONE, "look_at": None})
-        if not late:
+        values["digest"] = None
+        if not late or _nobody_wrote_since(tx, write):
+            values |= {"state": LinkState.TOMBSTONE, "look_at": None}
             _tell_dependents(tx, write.reference, void=(PARENT,))
     elif answer.outcome is WriteOutcome.DONE and link.state != LinkState.HALF_REPLACED:
         trusted = not late and link.epoch == write.link_epoch
@@ -180,8 +182,12 @@ def _takes_its_place(tx: Transaction, write: Any, answer: Answer, link: Any, *, 
     """9: a record that was made first to replace the link's; too late if another write was announced since."""
     if not answer.replaces or link.old_keys is not None:
         return False
+    return not late or _nobody_wrote_since(tx, write)
+
+
+def _nobody_wrote_since(tx: Transaction, write: Any) -> bool:
     newer = announced.c.id > write.id, announced.c.reference == write.reference, announced.c.slot == write.slot
-    return not late or tx.execute(select(announced.c.id).where(*newer).limit(1)).first() is None
+    return tx.execute(select(announced.c.id).where(*newer).limit(1)).first() is None
 
 
 def _lives_again(tx: Transaction, reference: str) -> None:

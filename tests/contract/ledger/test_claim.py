@@ -16,11 +16,14 @@ from worker.ledger.values import Claim, Disposition, Hint, NotClaimed, Operation
 
 
 def test_a_mirror_has_one_holder(story: Story) -> None:
-    """While a lease runs nobody else gets the mirror, the same process included."""
+    """While a lease runs nobody else gets the mirror, the same process and a suspect's child included."""
     story.hears("v1")
     story.claims(by="one")
     assert story.refused(by="two") is Refusal.LEASED
     assert story.refused(by="one") is Refusal.LEASED
+    alone = story.ledger.claim(PATIENT, instance="child", lease_s=LEASE_S, alone=True)
+    assert isinstance(alone, NotClaimed)
+    assert alone.why is Refusal.LEASED
 
 
 def test_a_refused_claim_says_until_when(story: Story) -> None:

@@ -458,17 +458,24 @@ def test_a_refused_delete_leaves_the_link(story: Story) -> None:
     assert [link["state"] for link in story.shown()["links"]] == ["linked"]
 
 
-def test_a_late_delete_does_not_bury_a_link(story: Story) -> None:
-    """A fenced delete's answer voids the digest and wakes: the next attempt finds out whether the record lives."""
+@pytest.mark.parametrize("since", ["nobody", "another"])
+def test_a_late_delete_buries_a_link_where_nobody_wrote_since(story: Story, since: str) -> None:
+    """A fenced delete that was answered is done; who has written since finds out what lives (protocol 3f)."""
     story.applies("v1")
     story.clock.forward(60)
     story.hears(None)
     write, second = overtaken(story, Operation.DELETE)
-    story.settles(second, "v1", Disposition.UNCHANGED)
+    if since == "another":
+        story.announces(second, Operation.UPDATE, version="v1")
+        story.ledger.release(second, reason="unknown outcome", detail="")
+    else:
+        story.settles(second, "v1", Disposition.UNCHANGED)
     story.ledger.record(write, done(None))
     assert story.mirror()["state"] == "due"
+    story.clock.forward(BOUND_S)
     [link] = story.claims().links
-    assert (link.state, link.digest, link.epoch) == (LinkState.LINKED, None, 1)
+    state = LinkState.TOMBSTONE if since == "nobody" else LinkState.LINKED
+    assert (link.state, link.digest, link.epoch) == (state, None, 1)
 
 
 def deletes(story: Story, number: int, what: WriteOutcome = WriteOutcome.DONE) -> None:

@@ -110,7 +110,7 @@ OTHER_MUTANTS = (
         "two-holders",
         "6: a leased mirror is nobody else's",
         (Edit(STATEMENTS, "    or_(mirrors.c.lease_until.is_(None), mirrors.c.lease_until <= NOW),\n", ""),),
-        (MACHINE, f"{CLAIM}::test_a_mirror_has_one_holder"),
+        (f"{CLAIM}::test_a_mirror_has_one_holder",),
     ),
     Mutant(
         "live-leases-freed",

@@ -34,6 +34,12 @@ WRITE_MUTANTS = (
         (Edit(ANSWERING, '"body": self._sealed_fields(claim.reference, write),', '"body": None,'),),
     ),
     Mutant(
+        "late-delete-forgotten",
+        "3f: a late answer of a delete buries the link",
+        (Edit(LINKING, "        if not late or _nobody_wrote_since(tx, write):\n", "        if not late:\n"),),
+        (f"{WRITES}::test_a_late_delete_buries_a_link_where_nobody_wrote_since",),
+    ),
+    Mutant(
         "late-answer-sleeps",
         "3f: a late answer makes the mirror due",
         (
