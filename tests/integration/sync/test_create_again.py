@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.integration.sync.crosswalk import told
 from tests.integration.sync.declared import declare
 from tests.integration.sync.story import CONDITION, PATIENT, Story, condition, only, patient
+from tests.integration.sync.test_example import PRESSURE, pressure
+from worker.errors import LedgerError
+from worker.ledger.forgetting import FORGET
 from worker.legacy import Unsupported
+from worker.links.asking import Asking
+from worker.links.gone import Gone
 from worker.sync import End
 
 
@@ -97,3 +107,65 @@ def test_a_resource_that_is_deleted_after_it_needs_no_call(story: Story) -> None
     story.settles()
     assert story.writes() == ["POST"]
     assert story.state() == "current"
+
+
+def test_the_command_makes_it_again(story: Story) -> None:
+    """A person's command, with a reason, gives the record up; the next attempt makes another one (real processes)."""
+    loses_the_child(story)
+    ended = told(story, "replay", CONDITION, "--create-again", "--why", "went with the old patient", "--yes")
+    assert ended.returncode == 0, ended.stderr
+    assert f"{CONDITION}: problem id 1 is given up" in ended.stdout
+    [action] = [action for action in story.ledger.actions() if action["action"] == FORGET]
+    assert (action["who"], action["why"]) == ("Ada", "went with the old patient")
+    story.clock.now = datetime.now(UTC)  # by which the command's own process has marked it due
+    is_made_once(story)
+
+
+def test_the_command_refuses_what_is_there(story: Story) -> None:
+    """A record that can be read is not given up; nothing is written, and nothing recorded."""
+    story.changes(patient())
+    story.settles()
+    ended = told(story, "replay", PATIENT, "--create-again", "--why", "I think so", "--yes")
+    assert ended.returncode == 1
+    assert "can be read and is there" in ended.stderr
+    assert only(story.links())["state"] == "linked"
+    assert [action["action"] for action in story.ledger.actions()] == []
+
+
+def looked(story: Story) -> Gone:
+    return Gone(ledger=story.ledger, routes=story.routes, asking=Asking(story.reader, story.gate))
+
+
+def test_a_record_under_our_key_that_is_anothers_is_not_ours(story: Story) -> None:
+    """A number that came again after a restore names somebody else: ours is gone (3i)."""
+    story.changes(patient())
+    story.settles()
+    with pytest.raises(LedgerError, match="is there"):
+        looked(story).of(PATIENT)
+    story.edits("patient/4701", external_id="somebody-else")
+    assert [link.keys["number"] for link in looked(story).of(PATIENT)] == [4701]
+
+
+def test_what_was_given_up_or_never_made_has_nothing_to_give_up(story: Story) -> None:
+    """A tombstone is no record: a plain replay is what makes one."""
+    story.changes(patient())
+    with pytest.raises(LedgerError, match="a plain replay is enough"):
+        looked(story).of(PATIENT)
+    story.settles()
+    forgets(story)
+    with pytest.raises(LedgerError, match="a plain replay is enough"):
+        looked(story).of(PATIENT)
+
+
+def test_of_several_records_only_those_are_given_up_that_are_gone(story: Story) -> None:
+    """One of a resource's records is gone and the other is there: the one alone; unread ones have to be named."""
+    story.changes(patient(), pressure())
+    story.settles()
+    assert len(story.links(PRESSURE)) == 2
+    with pytest.raises(LedgerError, match="is there"):
+        looked(story).of(PRESSURE)
+    declare(story, "Observation", to={"read_by": None})
+    with pytest.raises(LedgerError, match="name one by --slot"):
+        looked(story).of(PRESSURE)
+    slot = story.links(PRESSURE)[0]["slot"]
+    assert [link.slot for link in looked(story).of(PRESSURE, slot)] == [slot]
