@@ -96,8 +96,8 @@ def test_our_own_version_with_other_content_is_written(story: Story) -> None:
     assert story.dispositions() == ["applied", "applied"]
 
 
-def test_a_mapping_that_skips_names_its_rule(story: Story) -> None:
-    """What the mapping leaves out is settled as skipped, with the rule, and nothing is sent (protocol 4)."""
+def test_what_should_not_be_there_and_is_not_needs_no_call(story: Story) -> None:
+    """Absent without a record is settled as skipped, with the rule, and nothing is sent (protocol 4)."""
     category = [{"coding": [{"code": "encounter-diagnosis"}]}]
     story.changes(condition(category=category))
     story.syncs(CONDITION)
