@@ -27,6 +27,7 @@ from worker.legacy.collection import Collection
 from worker.legacy.outcome import Answered, KeyPlaces, Means, NotJson, Outcome
 from worker.legacy.pages import on_same_host
 from worker.legacy.rate import Quota, Rate, retry_after
+from worker.legacy.said import words
 from worker.legacy.template import template
 from worker.legacy.token import Shared, TokenStore
 from worker.legacy.wire import Clear, Wire
@@ -254,7 +255,7 @@ class LegacyApi:
             keys=keys,
             record=record if isinstance(record, dict) else None,
             body=body,
-            words=None if silent else answers.words(response.content, body, self.errors),
+            words=None if silent else words(response.content, body, self.errors, request.values),
             retry_after_s=self._wait_s(response.headers),
             etag=response.headers.get("ETag"),
             declared=meant is not None,

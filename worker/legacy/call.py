@@ -146,6 +146,7 @@ class LegacyRequest:
     operation: Operation | None
     means: Means = field(default_factory=dict, repr=False)
     names: frozenset[str] = frozenset()
+    values: frozenset[str] = field(default=frozenset(), repr=False)  # that are sent, to be struck out of what is said
     given: Mapping[str, Key] = field(default_factory=dict, repr=False)  # keys that we chose, so that no answer need say
 
     def paged(self, parameter: str, number: int) -> LegacyRequest:

@@ -17,6 +17,7 @@ from worker.legacy.body import Body
 from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Replace, Unsupported
 from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
 from worker.legacy.pages import pages
+from worker.legacy.said import values
 from worker.legacy.template import Lookup, filled, names_in, template
 from worker.legacy.wire import OMIT, Clear, Scalar, Wire
 
@@ -172,7 +173,7 @@ class Collection:
         headers = {name: str(filled(value, lookup, how.request)) for name, value in how.headers.items()}
         if how.idempotency and idempotency_key:
             headers[how.idempotency] = idempotency_key
-        request = self._request(how, operation, lookup, headers, content_type, payload, frozenset(body or ()))
+        request = self._request(how, operation, lookup, headers, content_type, payload, body)
         return replace(request, given=given)
 
     def find(self, fields: Mapping[str, object], parents: Parents, *, deadline_s: float) -> list[Hit]:
@@ -305,8 +306,8 @@ class Collection:
         lookup: Lookup,
         headers: Mapping[str, str] | None = None,
         content_type: str | None = None,
-        body: bytes | None = None,
-        names: frozenset[str] = frozenset(),
+        payload: bytes | None = None,
+        body: Mapping[str, object] | None = None,
     ) -> LegacyRequest:
         line = template(how.request)
         return LegacyRequest(
@@ -316,11 +317,12 @@ class Collection:
             query=line.fill_query(lookup),
             headers=dict(headers or {}),
             content_type=content_type,
-            body=body,
+            body=payload,
             collection=self,
             operation=operation,
             means=how.means,
-            names=names,
+            names=frozenset(body or ()),
+            values=values(body),
         )
 
 

@@ -434,11 +434,12 @@ def test_errors_in_a_body_that_says_done(vendor: Start) -> None:
     ],
 )
 def test_a_duplicate_that_is_refused(vendor: Start, status: int, answer: Answer) -> None:
-    """EXISTS goes on with find; the record's name in the words stays sealed."""
-    server = vendor(always(status, {"errors": {"duplicate": "Doe, Jane (17)"}}))
+    """EXISTS goes on with find; in the words for sealing another record's name is left, and what we sent is not."""
+    server = vendor(always(status, {"errors": {"duplicate": "Doe: see Roe, Jane (17)"}}))
     answered = creates(notes(server.api(), create=Call("POST /notes", means={answer: Outcome.EXISTS})))
     assert answered.outcome is Outcome.EXISTS
-    assert "Doe" not in answered.detail
+    assert answered.detail == f"POST /notes answered {status}"
+    assert answered.words == b"errors.duplicate: [sent]: see Roe, Jane (17)"
 
 
 def test_if_match_carries_the_etag_of_the_read(vendor: Start) -> None:
