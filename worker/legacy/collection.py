@@ -15,6 +15,7 @@ from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
 from worker.ledger.values import Key, Operation
 from worker.legacy.body import Body
 from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.file import File
 from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
 from worker.legacy.pages import pages
 from worker.legacy.said import values
@@ -274,6 +275,8 @@ class Collection:
     def _sent(self, operation: Operation, value: object, clear: Clear) -> object:
         if value is None:
             return clear if operation is Operation.UPDATE else OMIT
+        if isinstance(value, File):
+            return str(value)
         if isinstance(value, Mapping):
             members = {name: self._sent(operation, member, self.wire.clear) for name, member in value.items()}
             return {name: member for name, member in members.items() if member is not OMIT}

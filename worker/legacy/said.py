@@ -15,6 +15,7 @@ from worker.legacy.wire import as_json
 __all__ = ["values", "words"]
 
 _MOST = 16 * 1024
+_LONGEST = 200  # what is longer is no value that an API repeats in its words, but a note or a file
 _STRUCK_OUT = "[sent]"
 
 
@@ -58,7 +59,7 @@ def _values(sent: object) -> Iterator[str]:
         for entry in sent:
             yield from _values(entry)
     elif isinstance(sent, str):
-        yield sent.strip()
+        yield sent.strip() if len(sent) <= _LONGEST else ""
     elif sent is not None and not isinstance(sent, bool):
         yield as_json(sent)
 
