@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.legacy.vendor import Asked, Says, Vendor
 from tests.integration.sync.story import BOUND_S, Story, only
+from tests.integration.sync.test_preview import previews
 from worker.legacy import Call, Find
 from worker.mapping import Context, Phase, Result, file, required, route
 from worker.mapping.r4 import DocumentReference
@@ -150,6 +151,14 @@ def test_a_medplum_that_does_not_answer_for_a_file_is_asked_later(
     assert story.shown(LETTER)["writes"] == []
     story.settles()
     assert story.state(LETTER) == "current"
+
+
+def test_a_preview_names_the_file_and_reads_it_not(story: Story, vendor: Vendor) -> None:
+    """Where the content would stand, the Binary is named: nothing is read but the resource."""
+    story.saves(letter())
+    [planned] = previews(story, LETTER).records[0].requests
+    assert planned.body == {"title": "Letter", "content": "→ Binary/b1", "fhir_id": "d1"}
+    assert vendor.asked == []
 
 
 def test_a_foreign_address_is_never_called(story: Story, vendor: Vendor) -> None:
