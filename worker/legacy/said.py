@@ -15,6 +15,7 @@ from worker.legacy.wire import as_json
 __all__ = ["values", "words"]
 
 _MOST = 16 * 1024
+_LOOKED_THROUGH = 8 * _MOST  # of a longer answer nobody reads the rest, and to look through it takes seconds
 _LONGEST = 200  # what is longer is no value that an API repeats in its words, but a note or a file
 _STRUCK_OUT = "[sent]"
 
@@ -31,7 +32,7 @@ def words(payload: bytes, body: object, errors: Sequence[str], sent: frozenset[s
     said = {path: found for path in errors if (found := at(body, path)) is not None}
     lines = _lines("", body) if not said else (line for path, found in said.items() for line in _lines(path, found))
     text = "\n".join(lines) if body is not None else payload.decode(errors="replace")
-    return _struck_out(text, sent).encode(errors="replace")[:_MOST] or None
+    return _struck_out(text[:_LOOKED_THROUGH], sent).encode(errors="replace")[:_MOST] or None
 
 
 def values(sent: object) -> frozenset[str]:
