@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from worker.errors import LedgerError
 from worker.ledger import Ledger
-from worker.ledger.values import Link, LinkState
+from worker.ledger.values import Link
 from worker.legacy import Collection
 from worker.links.asking import Asking
 from worker.mapping import Routes
-
-_THERE = frozenset({LinkState.LINKED, LinkState.LEFT_BEHIND})
+from worker.plan import THERE
 
 
 class Gone:
@@ -29,7 +28,7 @@ class Gone:
             LegacyUnavailable: the legacy system could not be asked.
         """
         links, _ = self._ledger.known_of(reference)
-        linked = [link for link in links if link.state in _THERE and slot in {None, link.slot}]
+        linked = [link for link in links if link.state in THERE and slot in {None, link.slot}]
         if not linked:
             raise LedgerError(f"{reference} has no record that the ledger takes to be there: a plain replay is enough")
         gone = tuple(link for link in linked if self._is_gone(link, alone=len(linked) == 1))

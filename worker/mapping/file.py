@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fhir.resources.R4B.attachment import Attachment
 
 _ID = r"(?!\.+(?:/|$))[A-Za-z0-9.-]{1,64}"
-_NAMED = re.compile(rf"(?:https?://[^/?#]+(?:/[^?#]*)?/fhir/R4/)?Binary/({_ID})(?:/_history/({_ID}))?")
+_NAMED = re.compile(rf"(https?://[^/?#]+/(?:[^?#]*/)?)?Binary/({_ID})(?:/_history/({_ID}))?")
 _STORED = re.compile(rf"(?:.*/)?(?:storage|binary)/({_ID})(?:/({_ID}))?")
 
 
@@ -29,7 +29,8 @@ def file(attachment: Attachment | None) -> File | None:
     A presigned URL names the Binary and its version in its path, as Medplum sends it (notifications 025 to 027).
 
     Raises:
-        Unmappable: it has neither content nor the URL of a Binary.
+        Unmappable: it has neither content nor the URL of a Binary. An absolute reference is judged by the engine, which
+            knows our Medplum.
     """
     if attachment is None:
         return None
@@ -37,7 +38,7 @@ def file(attachment: Attachment | None) -> File | None:
         return File(data=base64.b64encode(attachment.data).decode())  # the models hold the bytes themselves
     url = str(attachment.url or "")
     if named := _NAMED.fullmatch(url):
-        return File(named[1], named[2] or "")
+        return File(named[2], named[3] or "", base=named[1] or "")
     stored = _STORED.fullmatch(urlsplit(url).path) if presigned(url) else None
     if stored is None:
         raise Unmappable("an attachment without content, or with a URL that is none of Medplum's Binary")

@@ -229,7 +229,7 @@ def _wire(collection: Collection, value: object, ctx: Context) -> object:
             raise Unmappable("a link without a key is a parent, and stands alone as a field")
         return ctx.own(value)
     if isinstance(value, File):
-        return value
+        return ctx.own_file(value)
     if isinstance(value, Mapping):
         return {str(name): _wire(collection, entry, ctx) for name, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -423,6 +423,16 @@ def test_errors_in_a_body_that_says_done(vendor: Start) -> None:
     assert b"too young" in (partly.words or b"")
 
 
+@pytest.mark.parametrize("errors", [(), ("",), ("0",)])
+@pytest.mark.parametrize("depth", [100, 700, 900, 960, 990])
+def test_an_answer_nested_beyond_all_use_is_an_answer(vendor: Start, errors: tuple[str, ...], depth: int) -> None:
+    """Whatever the peer does, its status says what became of the write, and nothing is raised."""
+    server = vendor(always(422, b"[" * depth + b'"Doe"' + b"]" * depth))
+    answered = creates(notes(server.api(errors=errors)))
+    assert answered.outcome is Outcome.REFUSED
+    assert b"Doe" not in (answered.words or b"")
+
+
 # duplicates, concurrency, idempotency
 
 

@@ -54,7 +54,7 @@ def named(**attachment: Any) -> File | None:
     [
         ("Binary/b1", File("b1")),
         ("Binary/b1/_history/v2", File("b1", "v2")),
-        ("https://api.medplum.com/fhir/R4/Binary/b1", File("b1")),
+        ("https://api.medplum.com/fhir/R4/Binary/b1", File("b1", base="https://api.medplum.com/fhir/R4/")),
         (f"https://storage.medplum.com/binary/b1/v2{SIGNED}", File("b1", "v2")),
         (f"http://localhost:8103/storage/b1/v2{SIGNED}", File("b1", "v2")),
     ],
@@ -82,6 +82,16 @@ def test_what_names_no_binary_is_refused(url: str) -> None:
     with pytest.raises(Unmappable) as refused:
         named(url=url)
     assert "example" not in str(refused.value)
+
+
+def test_a_binary_of_another_server_is_no_file_of_ours() -> None:
+    """An absolute reference is ours below our Medplum's address alone: the same id elsewhere is another file."""
+    shown = {"record": "letter", "fields": {"title": None, "pages": [{"content": "→ Binary/b1"}]}}
+    assert mapped(letter, document(url="https://api.medplum.com/fhir/R4/Binary/b1")) == [shown]
+    for url in ("https://other.example/fhir/R4/Binary/b1", "https://api.medplum.com.example/fhir/R4/Binary/b1"):
+        refused = mapped(letter, document(url=url))
+        assert isinstance(refused, dict)
+        assert refused["why"] == "an attachment of another server"
 
 
 def test_content_in_the_resource_itself_is_the_content() -> None:
