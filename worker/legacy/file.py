@@ -20,7 +20,9 @@ class File:
     binary: str = ""  # the id of the Binary that holds it
     version: str = ""  # of that Binary, where it was told: another content is another version
     data: str = field(default="", repr=False)  # as base64, where it stands in the resource itself
-    base: str = ""  # of the server that an absolute reference names, until it is known to be ours
+    base: str = field(
+        default="", repr=False
+    )  # of the server that an absolute reference names, until it is known to be ours
 
     def __str__(self) -> str:
         return f"→ Binary/{self.binary}" if self.binary else "→ file"

@@ -424,7 +424,7 @@ def test_errors_in_a_body_that_says_done(vendor: Start) -> None:
 
 
 @pytest.mark.parametrize("errors", [(), ("",), ("0",)])
-@pytest.mark.parametrize("depth", [100, 700, 900, 960, 990])
+@pytest.mark.parametrize("depth", [100, 900, 990, 5000])
 def test_an_answer_nested_beyond_all_use_is_an_answer(vendor: Start, errors: tuple[str, ...], depth: int) -> None:
     """Whatever the peer does, its status says what became of the write, and nothing is raised."""
     server = vendor(always(422, b"[" * depth + b'"Doe"' + b"]" * depth))
