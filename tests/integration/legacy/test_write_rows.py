@@ -388,7 +388,7 @@ def test_already_gone(vendor: Start, status: int, body: object, means: dict[int 
 def test_a_deleted_record_that_is_still_shown_is_not_there(vendor: Start, status: str, there: bool) -> None:
     """An API that only marks what was deleted goes on giving it out: declared so, a read says that it is gone."""
     server = vendor(always(200, {"id": 17, "status": status}))
-    means = {Answer(200, has="status", equal="inactive"): Outcome.GONE}
+    means: dict[int | Answer, Outcome] = {Answer(200, has="status", equal="inactive"): Outcome.GONE}
     shown = notes(server.api(), read=Call("GET /notes/{id}", means=means))
     assert (shown.read({"id": 17}, PARENTS, deadline_s=5) is not None) is there
     shown.api.close()
