@@ -21,7 +21,7 @@ from worker.legacy.gate import Gate
 from worker.looking import Looker, Sent, Target
 from worker.mapping import Conflict, MappedRecord, Route
 from worker.plan import Doubt, Step
-from worker.writing import Write, Writer
+from worker.writing import Content, Write, Writer
 
 HALF_REPLACED = "half-replaced"
 REFUSED_AS_DELETED = frozenset({"gone", "conflict"})  # how APIs answer an update of a record that is deleted
@@ -45,6 +45,7 @@ class Sender:
         budget: Budget,
         send_within_s: float,
         stopping: Callable[[], bool],
+        content: Content,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._claim, self._route, self._keys = ledger, claim, route, keys
@@ -58,6 +59,7 @@ class Sender:
             version_id=version_id,
             keys=keys,
             send_within_s=send_within_s,
+            content=content,
             monotonic=monotonic,
         )
         self._collections = {collection.name: collection for collection in route.collections}
@@ -163,10 +165,11 @@ class Sender:
         )
 
     def _is_there(self, create: Write, step: Step) -> bool:
-        """12: look before a create where the ledger was set back in time, or the declaration wants it."""
+        """12: look before a create where the ledger was set back, the declaration wants it, or a person's word is."""
         record, collection = _there(create.record), create.target.collection
         declared = isinstance(collection.find_by, Find) and collection.find_by.before_create
-        if not (self._claim.recovering or declared):
+        forgotten = step.link is not None and step.link.state is LinkState.FORGOTTEN and collection.can_find
+        if not (self._claim.recovering or declared or forgotten):
             return False
         sent = Sent(record.resolve(self._keys), record.parents)
         hit = self._looker.before_create(collection, sent, step.link)

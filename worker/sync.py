@@ -212,6 +212,7 @@ class Sync:
             budget=budget,
             send_within_s=self._send_within_s,
             stopping=self._stopping,
+            content=self._medplum.content,
             monotonic=self._monotonic,
         )
         for step in steps:

@@ -5,13 +5,14 @@ Never decides what is written; `plan` does, and `sending` in which order. Never 
 
 from __future__ import annotations
 
+import base64
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from worker.calling import Caller
 from worker.comparing import carries
@@ -19,12 +20,14 @@ from worker.ends import Again, Fail, Hold
 from worker.errors import LegacyUnavailable
 from worker.ledger import Ledger
 from worker.ledger.values import Announced, Announcement, Answer, Claim, Keys, OpenWrite, Operation, WriteOutcome
-from worker.legacy import Answered, Call, LegacyRequest, Outcome
+from worker.legacy import Answered, Call, File, LegacyRequest, Outcome
+from worker.legacy.file import filled, marked, unmarked
 from worker.legacy.wire import as_json
 from worker.looking import Target
 from worker.mapping import Conflict, MappedRecord, Route
 
 PARENT_LOOKS = timedelta(seconds=10)  # so long after its bound a parent has found out what became of its write
+FILE_S = 20.0  # the longest that reading one file from Medplum may take
 _DELETES = frozenset({Operation.DELETE, Operation.REPLACE})
 
 
@@ -49,6 +52,12 @@ class Write:
     repeats: OpenWrite | None = None  # sent once more as it was, under the same idempotency key: an answer is wanted
 
 
+class Content(Protocol):
+    """Reads what a Binary of Medplum holds."""
+
+    def __call__(self, binary: str, *, deadline_s: float) -> bytes: ...
+
+
 class Writer:
     """Sends the writes of one attempt. The last answer is handed to whoever settles, so that both go in together."""
 
@@ -62,9 +71,11 @@ class Writer:
         version_id: str | None,
         keys: Mapping[str, Keys],
         send_within_s: float,
+        content: Content,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._caller, self._claim, self._route = ledger, caller, claim, route
+        self._content = content
         self._version_id, self._keys = version_id, keys
         self._send_within_s, self._monotonic = send_within_s, monotonic
         self._unrecorded: tuple[int, Answer] | None = None
@@ -87,7 +98,7 @@ class Writer:
         collection = write.target.collection
         fields = self._fields(write)
         key = _idempotency_key(write)
-        request = self._request(write, fields, key)
+        request = self._request(write, {name: filled(value, self._read) for name, value in fields.items()}, key)
         with self._caller.through(collection) as leave:
             self._caller.go_on()
             deadline_s = self._caller.budget.call_s("write", collection.api.deadline_s)
@@ -145,8 +156,15 @@ class Writer:
 
     def _fields(self, write: Write) -> Mapping[str, object]:
         if write.repeats is not None:
-            return write.repeats.fields or {}
+            return {name: unmarked(value) for name, value in (write.repeats.fields or {}).items()}
         return {} if write.record is None else write.record.resolve(self._keys)
+
+    def _read(self, file: File) -> str:
+        """Read the content of a file, before anything is announced: Medplum may take its time over it."""
+        if file.data:
+            return file.data
+        content = self._content(file.binary, deadline_s=self._caller.budget.call_s("file", FILE_S))
+        return base64.b64encode(content).decode()
 
     def _request(self, write: Write, fields: Mapping[str, object], key: str | None = None) -> LegacyRequest | None:
         """Build the request; None where it is made of a record that is gone."""
@@ -179,7 +197,7 @@ class Writer:
                 slot=target.slot,
                 collection=target.collection.name,
                 operation=write.operation,
-                fields=fields,
+                fields={name: marked(value) for name, value in fields.items()},
                 parents=target.parents,
                 parent_keys=target.parent_keys,
                 template="(not sent)" if request is None else request.template,

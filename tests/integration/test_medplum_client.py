@@ -17,7 +17,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from worker.errors import MedplumRefused, MedplumUnavailable
+from worker.errors import BadResource, MedplumRefused, MedplumUnavailable
 from worker.medplum import Absent, Deleted, Medplum, Present
 from worker.medplum.resource import compare, model
 
@@ -290,3 +290,30 @@ def test_clock(sandbox: Sandbox, medplum: Medplum) -> None:
     time_there = medplum.server_time()
     assert time_there is not None
     assert abs(time_there.timestamp() - time.time()) < 5
+
+
+def test_the_content_of_a_binary_comes_from_medplum_itself(sandbox: Sandbox, medplum: Medplum) -> None:
+    """Byte for byte, whatever it is; a redirect to a store elsewhere is not followed."""
+    content = bytes(range(256))
+    data = base64.b64encode(content).decode()
+    reference = sandbox.create("Binary", contentType="application/pdf", data=data)
+    id_ = reference.partition("/")[2]
+    assert medplum.content(id_, deadline_s=10) == content
+    elsewhere = {"types": ["Binary"], "status": 302, "headers": {"Location": "http://192.0.2.1/x"}, "times": 1}
+    sandbox.faults(api=[elsewhere])
+    with pytest.raises(BadResource, match="elsewhere"):
+        medplum.content(id_, deadline_s=10)
+
+
+@pytest.mark.parametrize("id_", ["none", "..", "b1/../../Patient/p1", ""])
+def test_a_binary_that_is_not_there_is_named_as_such(sandbox: Sandbox, medplum: Medplum, id_: str) -> None:
+    """Not there, hidden, or no id at all: a person has to see to it."""
+    with pytest.raises(BadResource, match="Binary"):
+        medplum.content(id_, deadline_s=10)
+
+
+def test_a_binary_that_cannot_be_had_now_is_asked_for_later(sandbox: Sandbox, medplum: Medplum) -> None:
+    """Medplum's own trouble is none of the resource's."""
+    sandbox.faults(api=[{"types": ["Binary"], "status": 503, "times": 1}])
+    with pytest.raises(MedplumUnavailable):
+        medplum.content("b1", deadline_s=10)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from worker.cli import again
 from worker.cli.ask import as_json, print_json
 from worker.cli.ledger import opened, operator
 from worker.cli.words import count
@@ -44,6 +45,8 @@ class Moment(click.ParamType[datetime]):
 @click.option("--type", "resource_type", metavar="TYPE", help="With --all: of this resource type.")
 @click.option("--reason", metavar="REASON", help="With --all: with this reason, as `failed` shows it.")
 @click.option("--since", type=Moment(), help="With --all: that stand there since then, as in 2h or 2026-11-22T14:00Z.")
+@click.option("--create-again", is_flag=True, help="The legacy records of REF… are gone for good: make new ones.")
+@click.option("--slot", metavar="SLOT", help="With --create-again: of this one among a resource's records.")
 @click.option("--why", help="Recorded with the action.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json
@@ -53,6 +56,8 @@ def replay(
     resource_type: str | None,
     reason: str | None,
     since: datetime | None,
+    create_again: bool,
+    slot: str | None,
     why: str | None,
     yes: bool,
     as_json: bool,
@@ -60,12 +65,18 @@ def replay(
     """Try resources again, whatever is known of their legacy records.
 
     Says first how many there are. What was announced without an answer keeps its bound: a replay never overtakes a
-    write that may still land.
+    write that may still land. --create-again refuses a record that can be read and is there; where the API can look
+    records up, it is looked for once more before another is made.
     """
     if everything == bool(references):
         raise click.UsageError("say which: references like Patient/1f0c, or --all")
     if references and (resource_type or reason or since):
         raise click.UsageError("--type, --reason and --since narrow --all down")
+    if create_again:
+        again.create_again(_named(references), slot, why=_needed(why), yes=yes, as_json=as_json)
+        return
+    if slot is not None:
+        raise click.UsageError("--slot goes with --create-again")
     selection = Selection(references, resource_type, reason, since)
     who = operator()
     with opened() as ledger:
@@ -79,6 +90,18 @@ def replay(
                 f"{_counted(chosen)} will be read from Medplum and written again. Go on?", abort=True, err=True
             )
         _tell_replayed(ledger.replay(selection, who=who, why=why), as_json=as_json, ledger=ledger)
+
+
+def _named(references: Sequence[str]) -> Sequence[str]:
+    if not references:
+        raise click.UsageError("--create-again is for named references, never for --all")
+    return references
+
+
+def _needed(why: str | None) -> str:
+    if not why:
+        raise click.UsageError("--create-again needs --why: it is recorded")
+    return why
 
 
 def _refuse_unknown(references: Sequence[str], known: Sequence[str]) -> None:

@@ -23,11 +23,13 @@ NEXT_BY_REASON = {
     "budget": "see whether these deletes are meant; a replay lets this one pass",
     "identity": "the legacy record under our key is somebody else's: see both before you replay it",
     "second record": "two legacy records stand for one resource: remove one of them by hand",
-    "gone": "the legacy system no longer has the record: see why before you replay it",
+    "gone": "the legacy system no longer has the record: see why; if it is gone for good, `reverse-sync replay REF "
+    "--create-again --why …` makes a new one",
     "unproved link": "see its record in both systems: `links import` names it, a replay lets a new one be made",
     "conflict": "see both sides (`show REF --words`): a replay writes ours over what is there, and keeps that",
     "half-replaced": "mend what it names, then replay it at once: until then the legacy system has no such record",
-    "moved": 'move the record in the legacy system by hand, or declare moved="replace" on the route, then replay it',
+    "moved": 'move the record in the legacy system by hand, or declare moved="replace" on the route, then replay it; '
+    "where the old record is gone for good, `reverse-sync replay REF --create-again --why …` makes a new one",
     "restored": "see whether the old record can be brought back there; a replay makes a new one",
     "imported": "see both sides (`show REF --words`): a replay writes ours over what was imported",
     "found": "see the records that were found: link the right one by `reverse-sync links import`, then replay it",

@@ -8,6 +8,7 @@ from worker.legacy.auth import ApiKey, Credential, Login, OAuth2
 from worker.legacy.body import Body, form_body, json_api, json_body
 from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported
 from worker.legacy.collection import Collection, Current, Hit, Parents
+from worker.legacy.file import File
 from worker.legacy.jwt import signed_jwt
 from worker.legacy.outcome import ANY, Answer, Answered, Header, KeyPlaces, Means, Outcome
 from worker.legacy.rate import Quota, Rate
@@ -27,6 +28,7 @@ __all__ = [
     "Constant",
     "Credential",
     "Current",
+    "File",
     "Find",
     "Header",
     "Hit",

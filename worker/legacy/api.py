@@ -27,6 +27,7 @@ from worker.legacy.collection import Collection
 from worker.legacy.outcome import Answered, KeyPlaces, Means, NotJson, Outcome
 from worker.legacy.pages import on_same_host
 from worker.legacy.rate import Quota, Rate, retry_after
+from worker.legacy.said import words
 from worker.legacy.template import template
 from worker.legacy.token import Shared, TokenStore
 from worker.legacy.wire import Clear, Wire
@@ -246,7 +247,7 @@ class LegacyApi:
             torn=torn,
         )
         silent = outcome is Outcome.DONE and not says_no
-        names = () if silent else answers.named_fields(body, self.errors, request.names)
+        names, said = ((), None) if silent else self._said(request, response.content, body)
         return Answered(
             outcome=outcome,
             detail=_detail(request, status, odd, answers.code(body, self.codes), names),
@@ -254,11 +255,19 @@ class LegacyApi:
             keys=keys,
             record=record if isinstance(record, dict) else None,
             body=body,
-            words=None if silent else answers.words(response.content, body, self.errors),
+            words=said,
             retry_after_s=self._wait_s(response.headers),
             etag=response.headers.get("ETag"),
             declared=meant is not None,
         )
+
+    def _said(self, request: LegacyRequest, payload: bytes, body: object) -> tuple[Sequence[str], bytes | None]:
+        """Read which of our fields an answer names, and its own words; as text, where it is nested beyond all use."""
+        try:
+            named = answers.named_fields(body, self.errors, request.names)
+            return named, words(payload, body, self.errors, request.values)
+        except RecursionError:
+            return (), words(payload, None, self.errors, request.values)
 
     def _found(self, request: LegacyRequest, record: object, headers: httpx.Headers) -> dict[str, Key] | None:
         """Read the keys that an answer should hold; a Location that is not this API's own names no record of it."""

@@ -99,6 +99,7 @@ class Find:
             are equal on our side (a mapping gives the record's own name for each).
         keys: where the keys stand in a hit, if not where they stand in the answer to a create.
         page: the parameter that counts pages from 1; they are asked for until one brings nothing new.
+        offset: the parameter that counts the records before a page, from 0; as for `page`.
         next: where an answer names the address of its next page. One that leaves the API's own address is no answer.
         before_create: look before the first create as well, not only after an unknown outcome.
     """
@@ -107,6 +108,7 @@ class Find:
     match: Sequence[str] | Mapping[str, str] = field(kw_only=True)
     keys: Mapping[str, str] | None = field(default=None, kw_only=True)
     page: str = field(default="", kw_only=True)
+    offset: str = field(default="", kw_only=True)
     next: str = field(default="", kw_only=True)
     means: Means = field(default_factory=dict, kw_only=True)
     before_create: bool = field(default=False, kw_only=True)
@@ -116,8 +118,8 @@ class Find:
             raise RoutesInvalid("Find needs match: the fields in which a hit must be equal on our side")
         if template(self.request).method != "GET":
             raise RoutesInvalid(f"{self.request}: a find only reads")
-        if self.page and self.next:
-            raise RoutesInvalid(f"{self.request}: page or next, not both")
+        if len([each for each in (self.page, self.offset, self.next) if each]) > 1:
+            raise RoutesInvalid(f"{self.request}: one of page, offset and next")
 
     @property
     def names(self) -> frozenset[str]:
@@ -144,10 +146,11 @@ class LegacyRequest:
     operation: Operation | None
     means: Means = field(default_factory=dict, repr=False)
     names: frozenset[str] = frozenset()
+    values: frozenset[str] = field(default=frozenset(), repr=False)  # that are sent, to be struck out of what is said
     given: Mapping[str, Key] = field(default_factory=dict, repr=False)  # keys that we chose, so that no answer need say
 
     def paged(self, parameter: str, number: int) -> LegacyRequest:
-        """Return the same request for one page; without a parameter there is only one."""
+        """Return the same request with a number in its query; without a parameter the same."""
         if not parameter:
             return self
         return replace(self, query="&".join(filter(None, (self.query, f"{quote(parameter, safe='')}={number}"))))

@@ -15,8 +15,10 @@ from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
 from worker.ledger.values import Key, Operation
 from worker.legacy.body import Body
 from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.file import File
 from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
 from worker.legacy.pages import pages
+from worker.legacy.said import values
 from worker.legacy.template import Lookup, filled, names_in, template
 from worker.legacy.wire import OMIT, Clear, Scalar, Wire
 
@@ -172,7 +174,7 @@ class Collection:
         headers = {name: str(filled(value, lookup, how.request)) for name, value in how.headers.items()}
         if how.idempotency and idempotency_key:
             headers[how.idempotency] = idempotency_key
-        request = self._request(how, operation, lookup, headers, content_type, payload, frozenset(body or ()))
+        request = self._request(how, operation, lookup, headers, content_type, payload, body)
         return replace(request, given=given)
 
     def find(self, fields: Mapping[str, object], parents: Parents, *, deadline_s: float) -> list[Hit]:
@@ -273,6 +275,8 @@ class Collection:
     def _sent(self, operation: Operation, value: object, clear: Clear) -> object:
         if value is None:
             return clear if operation is Operation.UPDATE else OMIT
+        if isinstance(value, File):
+            return str(value)
         if isinstance(value, Mapping):
             members = {name: self._sent(operation, member, self.wire.clear) for name, member in value.items()}
             return {name: member for name, member in members.items() if member is not OMIT}
@@ -305,8 +309,8 @@ class Collection:
         lookup: Lookup,
         headers: Mapping[str, str] | None = None,
         content_type: str | None = None,
-        body: bytes | None = None,
-        names: frozenset[str] = frozenset(),
+        payload: bytes | None = None,
+        body: Mapping[str, object] | None = None,
     ) -> LegacyRequest:
         line = template(how.request)
         return LegacyRequest(
@@ -316,11 +320,12 @@ class Collection:
             query=line.fill_query(lookup),
             headers=dict(headers or {}),
             content_type=content_type,
-            body=body,
+            body=payload,
             collection=self,
             operation=operation,
             means=how.means,
-            names=names,
+            names=frozenset(body or ()),
+            values=values(body),
         )
 
 

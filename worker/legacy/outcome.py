@@ -15,9 +15,8 @@ from http import HTTPStatus
 from typing import Final
 
 from worker.ledger.values import Key, Operation
-from worker.legacy.wire import as_json, same
+from worker.legacy.wire import same
 
-_WORDS_MAX = 16 * 1024
 _WITHOUT_BODY = frozenset({204, 205})
 
 
@@ -219,13 +218,6 @@ def parsed(payload: bytes) -> object:
 
 def _no_constant(name: str) -> object:
     raise ValueError(name)
-
-
-def words(payload: bytes, body: object, errors: Sequence[str]) -> bytes | None:
-    """Return the API's own words: what stands at the declared paths, else the whole; at most 16 KiB."""
-    said = {path: found for path in errors if (found := at(body, path)) is not None}
-    text = as_json(said).encode(errors="replace") if said else payload
-    return text[:_WORDS_MAX] or None
 
 
 def code(body: object, codes: Mapping[str, Sequence[str]]) -> str:

@@ -26,16 +26,19 @@ def pages(how: Find, request: LegacyRequest, ends_at: float) -> Iterator[Mapping
         LegacyUnavailable: a page was not answered, is no list of records, or there is no end of pages.
     """
     before: Records = []
-    asked = request.paged(how.page, 1)
+    seen = 0
+    asked = request.paged(how.page, 1).paged(how.offset, 0)
     for number in range(2, PAGES_MAX + 2):
         body, page = _page(asked, max(0.0, ends_at - time.monotonic()))
         if page == before and not how.next:  # an API that does not know the parameter gives the same page for ever
             return
         yield from page
+        seen += len(page)
         if how.next:
             following = _next(how, asked, body)
         else:
-            following = request.paged(how.page, number) if how.page and page else None
+            counted = page and (how.page or how.offset)
+            following = request.paged(how.page, number).paged(how.offset, seen) if counted else None
         if following is None:
             return
         asked, before = following, page

@@ -5,9 +5,10 @@ It never calls anybody, runs no SQL, and lets no value of a resource into a mess
 
 from worker.errors import Unmappable
 from worker.ledger.values import Phase
-from worker.legacy import Unsupported
+from worker.legacy import File, Unsupported
 from worker.mapping import pick
 from worker.mapping.context import Context
+from worker.mapping.file import file
 from worker.mapping.link import Link, link
 from worker.mapping.part import Part, Parts, part_of
 from worker.mapping.results import Absent, Fields, Mapped, MappedRecord, Record, Result, Skip, Value
@@ -23,6 +24,7 @@ __all__ = [
     "Context",
     "Declared",
     "Fields",
+    "File",
     "Link",
     "Mapped",
     "MappedRecord",
@@ -42,6 +44,7 @@ __all__ = [
     "Value",
     "WriteBack",
     "apply",
+    "file",
     "first",
     "join",
     "link",

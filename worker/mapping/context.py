@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 from worker.errors import Unmappable
+from worker.legacy.file import File
 from worker.mapping.link import Link, link, relative
 from worker.mapping.question import Answers, Asked, Fetch, History, Question, Search
 
@@ -152,6 +153,16 @@ class Context:
         if not link.reference.startswith(base):
             raise Unmappable("an absolute reference to another server has no legacy record")
         return Link(relative(link.reference.removeprefix(base)), link.key)
+
+    def own_file(self, file: File) -> File:
+        """Return the file without the server that it names, which has to be our Medplum.
+
+        Raises:
+            Unmappable: it is another one's; a Binary of the same id here is another file.
+        """
+        if file.base not in {"", self.medplum + "fhir/R4/"}:
+            raise Unmappable("an attachment of another server")
+        return replace(file, base="")
 
     def _contained(self, fragment: str) -> FHIRAbstractModel | None:
         inside = getattr(self.resource, "contained", None) or []

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.errors import BadResource, InvalidResource, Unmappable
-from worker.legacy import Unsupported
+from worker.legacy import File, Unsupported
 from worker.mapping.context import Context
 from worker.mapping.link import Link
 from worker.mapping.results import Absent, Mapped, MappedRecord, Skip
@@ -175,6 +175,8 @@ def _shown(record: MappedRecord) -> dict[str, object]:
 def _linked(value: object) -> object:
     if isinstance(value, Link):
         return f"→ {value.reference} ({value.key})"
+    if isinstance(value, File):
+        return str(value)
     if isinstance(value, dict):
         return {name: _linked(entry) for name, entry in value.items()}
     return [_linked(entry) for entry in value] if isinstance(value, list) else value

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from worker.errors import Unmappable
 from worker.ledger.values import Key
-from worker.legacy import Collection, Scalar, Unsupported
+from worker.legacy import Collection, File, Scalar, Unsupported
 from worker.legacy.wire import as_json
 from worker.mapping.link import Link
 
-Value = Scalar | Link | Sequence["Value"] | Mapping[str, "Value"]
+Value = Scalar | Link | File | Sequence["Value"] | Mapping[str, "Value"]
 """What one field may be. A float is none: it is not exact."""
 
 Fields = Mapping[str, Value]
@@ -121,6 +121,8 @@ _PRESIGNED = re.compile(r"https?://[^\s?#]+(?=\?(?:[^\s#]*&)?(?:Signature|X-Amz-
 def _lasting(value: object) -> object:
     if isinstance(value, Link):
         return {"link": value.reference, "key": value.key}
+    if isinstance(value, File):
+        return {"file": value.name}
     if isinstance(value, Mapping):
         return {name: _lasting(entry) for name, entry in value.items()}
     if isinstance(value, list):

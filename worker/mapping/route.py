@@ -25,7 +25,7 @@ from fhir_core.fhirabstractmodel import FHIRAbstractModel
 
 from worker.errors import ReverseSyncError, RoutesInvalid, Unmappable
 from worker.ledger.values import Phase
-from worker.legacy import Call, Collection, Find, Unsupported
+from worker.legacy import Call, Collection, File, Find, Unsupported
 from worker.legacy.call import CURRENT
 from worker.mapping import place
 from worker.mapping.context import Context
@@ -228,6 +228,8 @@ def _wire(collection: Collection, value: object, ctx: Context) -> object:
         if not value.key:
             raise Unmappable("a link without a key is a parent, and stands alone as a field")
         return ctx.own(value)
+    if isinstance(value, File):
+        return ctx.own_file(value)
     if isinstance(value, Mapping):
         return {str(name): _wire(collection, entry, ctx) for name, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -20,13 +20,20 @@ def required(value: T | None) -> T:
 
 
 def first(values: Sequence[T | None] | None) -> T | None:
-    """Return the first entry, None where there is none."""
-    return values[0] if values else None
+    """Return the first entry that is there, None where there is none.
+
+    FHIR's lists can hold null: in a list of texts, an entry that is an extension alone (`_given`).
+    """
+    return next(iter(_there(values)), None)
 
 
-def rest(values: Sequence[T] | None) -> Sequence[T]:
-    """Return the entries after the first."""
-    return values[1:] if values else []
+def rest(values: Sequence[T | None] | None) -> Sequence[T]:
+    """Return the entries that are there, after the first of them."""
+    return _there(values)[1:]
+
+
+def _there(values: Sequence[T | None] | None) -> list[T]:
+    return [value for value in values or [] if value is not None]
 
 
 def prefix(before: str, text: str | None, after: str = "") -> str | None:

@@ -1,7 +1,7 @@
 """Condition → the clinic's problem list, under its patient. Ended problems keep their row."""
 
 from worker.legacy import Answer, Call, Find, Outcome
-from worker.mapping import Absent, Context, Phase, Result, Skip, WriteBack, link, pick, prefix, required, route
+from worker.mapping import Absent, Context, Phase, Result, WriteBack, link, pick, prefix, required, route
 from worker.mapping.r4 import Condition
 from worker.mapping.systems import ICD10CM, SNOMED
 from worker.mappings.clinic import clinic
@@ -30,7 +30,7 @@ def problem(c: Condition, ctx: Context) -> Result:
     if pick.has_code([c.verificationStatus], "refuted"):
         return Absent("refuted")
     if pick.has_code(c.category, "encounter-diagnosis"):
-        return Skip("a diagnosis of one visit is not on the problem list")
+        return Absent("a diagnosis of one visit is not on the problem list")
     onset = c.onsetDateTime or (c.onsetPeriod.start if c.onsetPeriod else None) or c.recordedDate
     ended = ctx.date(c.abatementDateTime, partial="first")
     inactive = pick.has_code([c.clinicalStatus], "inactive", "remission", "resolved")

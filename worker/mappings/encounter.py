@@ -1,7 +1,7 @@
 """Encounter → the clinic's visits, under the patient. A planned one is an appointment; no visit is ever deleted."""
 
 from worker.legacy import Find, Unsupported
-from worker.mapping import Absent, Context, Phase, Result, Skip, Table, WriteBack, join, link, pick, required, route
+from worker.mapping import Absent, Context, Phase, Result, Table, WriteBack, join, link, pick, required, route
 from worker.mapping.r4 import Encounter, Period, Practitioner
 from worker.mapping.systems import ICD10CM, SNOMED
 from worker.mappings.clinic import clinic
@@ -34,7 +34,7 @@ ID = WriteBack("https://clinic.example.com/visit-id")
 @route(Encounter, to=visits, phase=Phase.LIVE, identifier=ID)
 def visit(e: Encounter, ctx: Context) -> Result:
     if e.status == "planned":
-        return Skip("a planned visit is an appointment")
+        return Absent("a planned visit is an appointment")
     if e.status in {"cancelled", "entered-in-error"}:
         return Absent("it did not take place")
     period = e.period or Period()

@@ -5,6 +5,7 @@ Pure. No error here quotes an answer, because an OperationOutcome can repeat wha
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +19,18 @@ import httpx
 
 from worker.errors import BadResource, MedplumError, MedplumRefused, MedplumUnavailable
 
-__all__ = ["BadPage", "Entry", "Page", "Query", "QueryRefused", "date_of", "failure", "page_of", "retry_after_s"]
+__all__ = [
+    "BadPage",
+    "Entry",
+    "Page",
+    "Query",
+    "QueryRefused",
+    "content_of",
+    "date_of",
+    "failure",
+    "page_of",
+    "retry_after_s",
+]
 
 Query = tuple[tuple[str, str], ...]
 
@@ -77,6 +89,24 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return max(0.0, float(milliseconds) / 1000)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
+
+
+def content_of(response: httpx.Response) -> bytes:
+    """Return what a Binary holds: its bytes as they are, or out of the resource where that came instead.
+
+    Raises:
+        BadResource: the resource came, and its content is elsewhere.
+    """
+    if not response.headers.get("Content-Type", "").startswith("application/fhir+json"):
+        return response.content
+    try:
+        resource = response.json()
+        data = resource.get("data") if resource.get("resourceType") == "Binary" else None
+        if isinstance(data, str):
+            return base64.b64decode(data, validate=True)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise BadResource("Medplum answers for this Binary without its content")
 
 
 def date_of(response: httpx.Response) -> datetime | None:

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from worker.deadline import AnswerTooLarge, CallFailed, client, deadline
 from worker.errors import BadResource, MedplumRefused, MedplumUnavailable, ReverseSyncError
-from worker.medplum.answer import BadPage, Entry, Page, Query, date_of, failure, page_of
+from worker.medplum.answer import BadPage, Entry, Page, Query, content_of, date_of, failure, page_of
 from worker.medplum.patching import Identified, Operations, Put, of_identifier, version_of
 from worker.medplum.quota import Priority, Quota
 from worker.medplum.reads import Deleted, Present, Read, Reads, deletion, present
@@ -34,7 +34,7 @@ from worker.settings import WorkerSettings
 
 __all__ = ["Medplum", "SearchPage"]
 
-_SEARCH_UNITS, _WRITE_UNITS, _HISTORY_UNITS = 20, 100, 10
+_READ_UNITS, _SEARCH_UNITS, _WRITE_UNITS, _HISTORY_UNITS = 1, 20, 100, 10
 _VERSIONS = 100  # of one page of a history
 _VERSIONS_MOST = 1000
 _PATCHES = 4  # of one identifier: somebody else may write the resource at the same time, but not for ever
@@ -177,6 +177,29 @@ class Medplum:
                     raise BadResource(f"its history has more than {_VERSIONS_MOST} versions")
                 if not new or len(told) < _VERSIONS // 2:  # between two deletions there is a version that was none
                     return tuple(versions.items())
+
+    def content(self, binary: str, *, deadline_s: float, priority: Priority = Priority.LIVE) -> bytes:
+        """Read what a Binary holds, from Medplum itself: no redirect to a store elsewhere is followed.
+
+        Raises:
+            MedplumUnavailable: as for a read.
+            MedplumRefused: credentials or rights; or it sends the content elsewhere.
+            BadResource: there is no such Binary for this client, or it holds more than fits into an answer.
+        """
+        if not _ID.fullmatch(binary):
+            raise BadResource("the id of a Binary should be one")
+        what = "a Binary"
+        path, anything = f"fhir/R4/Binary/{binary}", {"Accept": "*/*"}
+        get: Send = lambda headers: self._http.get(path, headers=headers | anything)  # noqa: E731
+        with deadline(deadline_s):
+            response = self._let_in(get, what, priority, _READ_UNITS)
+        if response.status_code in _NOBODY_THERE:
+            raise BadResource("Medplum does not show this client a Binary that it names: is it there, may it be read?")
+        if response.is_redirect:
+            raise BadResource("Medplum sends the content of a Binary elsewhere, where nobody of us goes")
+        if response.status_code != _OK:
+            raise failure(response, what)
+        return content_of(response)
 
     def put_identifier(
         self,

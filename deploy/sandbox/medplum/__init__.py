@@ -11,8 +11,9 @@ file changes and adds some: `{"project": id, "clients": {id: {"secret", "name", 
 "units_per_minute", "may_set_id"}}}`.
 
 The API: `POST /oauth2/token`, `GET /auth/me`, and under `/fhir/R4` create, read, update, patch, delete, `_history`,
-`$expunge`, `$resend`, search, batch, transaction. A request head beyond 16 KiB is a 431, as with Node. Rest-hook
-Subscriptions are resources like any other.
+`$expunge`, `$resend`, search, batch, transaction. `GET Binary/<id>` answers with its content, unless the resource is
+asked for as FHIR JSON; there are no uploads, and a presigned URL opens nothing. A request head beyond 16 KiB is a 431,
+as with Node. Rest-hook Subscriptions are resources like any other.
 
 Control plane, loopback only, without authentication, JSON in and out; what it does not understand is a 400 that says
 what it would. Every request below is a POST unless it says GET.

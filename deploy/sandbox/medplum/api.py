@@ -147,6 +147,8 @@ class Api:
             raise not_found()
         if version.deleted:
             raise gone()
+        if type_ == "Binary" and "fhir+json" not in call.headers.get("accept", ""):
+            return _content(version, limit)
         return self._shown(call, 200, version, limit)
 
     def _history(self, call: Call, type_: str, id_: str, version_id: str = "") -> Answer:
@@ -285,6 +287,14 @@ class Api:
     def _hint(self, deletes: list[tuple[str, ...]], trace_id: str) -> None:
         for type_, id_ in deletes:
             self._repository.hint_delete(type_, id_, trace_id)
+
+
+def _content(version: Version, limit: str) -> Answer:
+    """Return what a Binary holds, as whoever downloads it gets it."""
+    binary = version.resource()
+    content = base64.b64decode(binary.get("data", ""))
+    headers = {"RateLimit": limit, "Content-Type": binary.get("contentType", "application/octet-stream")}
+    return Answer(200, content, headers)
 
 
 def _resource(call: Call, type_: str) -> Json:

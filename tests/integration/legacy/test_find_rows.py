@@ -104,6 +104,25 @@ def test_pages_that_are_counted(vendor: Start) -> None:
     assert [hit.keys["id"] for hit in found(patients(server.api(), find=find))] == [1, 2]
 
 
+def test_pages_that_are_offset(vendor: Start) -> None:
+    """`offset` names the parameter that counts the records before a page, and the first empty page ends it."""
+    pages = {"0": [record(1), record(2)], "2": [record(3)], "3": []}
+    server = vendor(lambda asked: Says(200, pages[asked.query["start"]]))
+    find = Find("GET /patients?name={last_name}", match=("last_name",), offset="start")
+    assert [hit.keys["id"] for hit in found(patients(server.api(), find=find))] == [1, 2, 3]
+    assert server.lines[-1] == "GET /api/patients?name=Doe&start=3"
+
+
+@pytest.mark.parametrize("counted", ["page", "offset"])
+def test_an_api_that_does_not_count_is_asked_twice(vendor: Start, counted: str) -> None:
+    """One that ignores the parameter gives the same page again: what it has is all there is."""
+    server = vendor(lambda asked: Says(200, [record(1)]))
+    way: dict[str, Any] = {counted: "n"}
+    find = Find("GET /patients?name={last_name}", match=("last_name",), **way)
+    assert [hit.keys["id"] for hit in found(patients(server.api(), find=find))] == [1]
+    assert len(server.asked) == 2
+
+
 @pytest.mark.parametrize(
     "link", ["{url}/api/patients?after=1", "/api/patients?after=1", "?after=1", "patients?after=1"]
 )
@@ -142,10 +161,12 @@ def test_next_pages_without_end_are_no_answer(vendor: Start) -> None:
         found(patients(server.api(items="data"), find=find))
 
 
-def test_page_and_next_exclude_each_other() -> None:
+@pytest.mark.parametrize("two", [("page", "next"), ("page", "offset"), ("offset", "next")])
+def test_ways_to_the_next_page_exclude_each_other(two: tuple[str, str]) -> None:
     """Two ways to come to the next page are one too many."""
-    with pytest.raises(RoutesInvalid, match="not both"):
-        Find("GET /a", match=("b",), page="p", next="n")
+    ways: dict[str, Any] = dict.fromkeys(two, "x")
+    with pytest.raises(RoutesInvalid, match="one of page, offset and next"):
+        Find("GET /a", match=("b",), **ways)
 
 
 @pytest.mark.parametrize(

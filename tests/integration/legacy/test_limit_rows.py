@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.integration.legacy.vendor import Behaviour, Says, Vendor
+from tests.integration.legacy.vendor import Asked, Behaviour, Says, Vendor
 from worker.errors import Unmappable
 from worker.ledger.values import Operation
-from worker.legacy import Answered, Call, Find, LegacyApi, Outcome, Quota, Rate, Unsupported
+from worker.legacy import Answered, Call, Find, LegacyApi, Outcome, Quota, Rate, Scalar, Unsupported, Wire
 from worker.legacy.gate import Closed, Gate, Pass
-from worker.mapping import US_STATES, Phone, SiteSettings, Table, join, prefix
+from worker.mapping import US_STATES, Context, Phone, SiteSettings, Table, join, prefix
+from worker.medplum.resource import model
 
 Start = Callable[[Behaviour], Vendor]
 
@@ -69,13 +71,29 @@ def test_a_quota_that_starts_anew_on_the_hour(vendor: Start) -> None:
     assert abs(closed_s - (3600 - time.time() % 3600)) < 5
 
 
-def test_codes_are_words_of_the_site() -> None:
-    """A table refuses what it does not know, or has a stated default; a system's codes get their prefix."""
-    assert Table({"female": "F"})("female") == "F"
+def sends(api: LegacyApi, fields: dict[str, Scalar]) -> Answered:
+    """Create a record of these values, as the API's wire writes them."""
+    none = Unsupported("not in this test")
+    find = Find("GET /patients", match=tuple(fields))
+    patients = api.collection("patient", keys=("id",), create="POST /patients", update=none, delete=none, find=find)
+    try:
+        written = {name: patients.write(value) for name, value in fields.items()}
+        return api.send(patients.request(Operation.CREATE, written, {}, {}), deadline_s=5)
+    finally:
+        api.close()
+
+
+def test_codes_are_words_of_the_site(vendor: Start) -> None:
+    """An API takes its own words alone: a table gives them, refuses or has a stated default; codes get a prefix."""
+    taken = {"sex": ("F", "M", "U"), "icd10": ("ICD10:E11.9",)}
+    server = vendor(lambda asked: Says(201 if all(v in taken[k] for k, v in asked.json().items()) else 422, {"id": 1}))
+    sex = Table({"female": "F"})
+    assert sends(server.api(), {"sex": "female"}).outcome is Outcome.REFUSED
+    assert sends(server.api(), {"sex": sex("female"), "icd10": prefix("ICD10:", "E11.9")}).outcome is Outcome.DONE
+    assert sends(server.api(), {"sex": Table({"female": "F"}, default="U")("x")}).outcome is Outcome.DONE
     with pytest.raises(Unmappable):
-        Table({"female": "F"})("unknown")
-    assert Table({"female": "F"}, default="U")("unknown") == "U"
-    assert prefix("ICD10:", "E11.9") == "ICD10:E11.9"
+        sex("x")
+    assert len(server.asked) == 3
 
 
 def test_what_fhir_does_not_know_comes_from_the_site(vendor: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +118,37 @@ def test_what_fhir_does_not_know_comes_from_the_site(vendor: Start, monkeypatch:
     assert server.last.json() == {"on": "2024-02-01", "provider": 7, "comment": "from Medplum"}
 
 
-def test_lengths_alphabets_and_two_letter_states() -> None:
+def test_lengths_alphabets_and_two_letter_states(vendor: Start) -> None:
     """What an API cuts silently, and what it takes only in its own form, is said in the mapping."""
-    assert join("1 Main Street", "Apt 2", sep=", ", max=13, overflow="drop") == "1 Main Street"
+
+    def behaviour(asked: Asked) -> Says:
+        held = {**asked.json(), "street": asked.json()["street"][:13], "id": 1}
+        fits = re.fullmatch(r"\d{3}-\d{3}-\d{4}", held["phone"]) and re.fullmatch("[A-Z]{2}", held["state"])
+        return Says(201, held) if fits else Says(422)
+
+    server = vendor(behaviour)
+    street = join("1 Main Street", "Apt 2", sep=", ", max=13, overflow="drop")
+    phone, state = Phone("###-###-####")("(555) 010-0199"), US_STATES("new york")
+    answered = sends(server.api(), {"street": street, "phone": phone, "state": state})
+    assert answered.outcome is Outcome.DONE
+    assert answered.record == server.last.json() | {"id": 1}  # nothing was cut
+    whole: dict[str, Scalar] = {"street": "1 Main Street, Apt 2", "phone": phone}
+    assert sends(server.api(), whole | {"state": "New York"}).outcome is Outcome.REFUSED
+    assert sends(server.api(), whole | {"state": state}).record != server.last.json() | {"id": 1}
     with pytest.raises(Unmappable):
         join("a name that is too long", max=10)
-    assert Phone("###-###-####")("(555) 010-0199") == "555-010-0199"
-    assert US_STATES("new york") == "NY"
+
+
+def test_a_year_is_no_day_until_the_mapping_says_which(vendor: Start) -> None:
+    """A FHIR date can be a year, which fits no column: it is refused, or its first day is what is meant."""
+    server = vendor(
+        lambda asked: Says(201 if re.fullmatch(r"\d\d/\d\d/\d{4}", asked.json()["born"]) else 422, {"id": 1})
+    )
+    born = model(b'{"resourceType": "Patient", "id": "p1", "birthDate": "1980"}', "Patient")
+    ctx = Context.of(born, zone="America/New_York", medplum="https://api.medplum.com")
+    api = server.api(wire=Wire(date="%m/%d/%Y"))
+    assert sends(api, {"born": ctx.date("1980", partial="first")}).outcome is Outcome.DONE
+    assert server.last.json() == {"born": "01/01/1980"}
+    assert sends(api, {"born": "1980"}).outcome is Outcome.REFUSED
+    with pytest.raises(Unmappable, match="not a full date"):
+        ctx.date("1980")

@@ -384,6 +384,16 @@ def test_already_gone(vendor: Start, status: int, body: object, means: dict[int 
     assert deletes(notes(server.api(), delete=delete)).outcome is Outcome.GONE
 
 
+@pytest.mark.parametrize(("status", "there"), [("active", True), ("inactive", False)])
+def test_a_deleted_record_that_is_still_shown_is_not_there(vendor: Start, status: str, there: bool) -> None:
+    """An API that only marks what was deleted goes on giving it out: declared so, a read says that it is gone."""
+    server = vendor(always(200, {"id": 17, "status": status}))
+    means: dict[int | Answer, Outcome] = {Answer(200, has="status", equal="inactive"): Outcome.GONE}
+    shown = notes(server.api(), read=Call("GET /notes/{id}", means=means))
+    assert (shown.read({"id": 17}, PARENTS, deadline_s=5) is not None) is there
+    shown.api.close()
+
+
 # odd answers
 
 
@@ -423,6 +433,16 @@ def test_errors_in_a_body_that_says_done(vendor: Start) -> None:
     assert b"too young" in (partly.words or b"")
 
 
+@pytest.mark.parametrize("errors", [(), ("",), ("0",)])
+@pytest.mark.parametrize("depth", [100, 900, 990, 5000])
+def test_an_answer_nested_beyond_all_use_is_an_answer(vendor: Start, errors: tuple[str, ...], depth: int) -> None:
+    """Whatever the peer does, its status says what became of the write, and nothing is raised."""
+    server = vendor(always(422, b"[" * depth + b'"Doe"' + b"]" * depth))
+    answered = creates(notes(server.api(errors=errors)))
+    assert answered.outcome is Outcome.REFUSED
+    assert b"Doe" not in (answered.words or b"")
+
+
 # duplicates, concurrency, idempotency
 
 
@@ -434,11 +454,12 @@ def test_errors_in_a_body_that_says_done(vendor: Start) -> None:
     ],
 )
 def test_a_duplicate_that_is_refused(vendor: Start, status: int, answer: Answer) -> None:
-    """EXISTS goes on with find; the record's name in the words stays sealed."""
-    server = vendor(always(status, {"errors": {"duplicate": "Doe, Jane (17)"}}))
+    """EXISTS goes on with find; in the words for sealing another record's name is left, and what we sent is not."""
+    server = vendor(always(status, {"errors": {"duplicate": "Doe: see Roe, Jane (17)"}}))
     answered = creates(notes(server.api(), create=Call("POST /notes", means={answer: Outcome.EXISTS})))
     assert answered.outcome is Outcome.EXISTS
-    assert "Doe" not in answered.detail
+    assert answered.detail == f"POST /notes answered {status}"
+    assert answered.words == b"errors.duplicate: [sent]: see Roe, Jane (17)"
 
 
 def test_if_match_carries_the_etag_of_the_read(vendor: Start) -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.integration.sync.story import BOUND_S, OTHER, PATIENT, Story, only, patient, practitioner
+from tests.integration.sync.story import (
+    BOUND_S,
+    CONDITION,
+    OTHER,
+    PATIENT,
+    Story,
+    condition,
+    only,
+    patient,
+    practitioner,
+)
 
 VISIT, BOOKING, PILLS, PRESSURE = "Encounter/e1", "Appointment/a1", "MedicationRequest/m1", "Observation/o1"
 DOCTOR = {"reference": "Practitioner/d1"}
@@ -104,6 +114,36 @@ def test_a_visit_that_should_not_be_is_left_behind(story: Story) -> None:
     assert (story.state(VISIT), only(story.links(VISIT))["state"]) == ("current", "left-behind")
     assert story.shown(VISIT)["changes"][-1]["rule"] == "the clinic never deletes a visit: strike it out by hand"
     assert story.record("visit")["status"] == "closed"
+
+
+def test_a_visit_that_becomes_a_plan_is_left_behind(story: Story) -> None:
+    """A planned visit is none: the record of one that was begun by mistake is counted as left, for it cannot go."""
+    begins(story)
+    later(story, visit())
+    later(story, visit(status="planned"))
+    assert (story.state(VISIT), only(story.links(VISIT))["state"]) == ("current", "left-behind")
+    later(story, visit())
+    assert only(story.links(VISIT))["state"] == "linked"
+
+
+def test_a_problem_that_becomes_a_diagnosis_of_one_visit_leaves_the_list(story: Story) -> None:
+    """It is not to be on the problem list any more: its record goes, and comes when it is a problem again."""
+    begins(story)
+    later(story, condition())
+    later(story, condition(category=[{"coding": [{"code": "encounter-diagnosis"}]}]))
+    assert story.records("problem") == []
+    assert only(story.links(CONDITION))["state"] == "tombstone"
+    later(story, condition())
+    assert story.record("problem")["title"] == "Gout"
+
+
+def test_a_result_that_is_not_there_yet_is_skipped_by_its_rule(story: Story) -> None:
+    """A mapping that skips names its rule, and the legacy system stays as it is (protocol 4)."""
+    begins(story)
+    later(story, pressure(status="registered"))
+    assert story.dispositions(PRESSURE) == ["skipped"]
+    assert only(story.shown(PRESSURE)["changes"])["rule"] == "there is no result yet"
+    assert story.records("vital") == []
 
 
 def test_an_appointment_is_cancelled_and_booked_again_in_its_own_row(story: Story) -> None:

@@ -14,6 +14,8 @@ from tests.integration.sync.conftest import sandbox
 from tests.integration.sync.declared import declare
 from tests.integration.sync.story import CLINIC_KEY, Story, only, patient, practitioner, reference
 from tests.integration.sync.test_example import booking, visit
+from worker.ledger import Selection
+from worker.legacy import Call
 from worker.mapping import Conflict, Routes, load_routes
 
 SITES = {
@@ -132,3 +134,49 @@ def test_a_deleted_record_that_is_not_ours_is_never_brought_back(
     assert (mirror["state"], mirror["reason"]) == ("held", "identity")
     assert story.writes() == before
     assert found(story, another_s["record"]) == cancelled
+
+
+@pytest.mark.parametrize("conflict", Conflict)
+@pytest.mark.parametrize(
+    ("legacy", "kind"),
+    [("clinic", "Patient"), ("practice", "Patient"), ("practice", "Appointment")],
+    indirect=["legacy"],
+)
+def test_an_expunged_resource_takes_no_record_of_anothers(
+    story: Story, kind: str, conflict: Conflict, another_s: dict[str, Any]
+) -> None:
+    """Where the route deletes what Medplum shows no more, a record that is not ours stays, and is held."""
+    resource, _ = CHANGED[kind]
+    declare(story, kind, conflict=conflict, expunged="absent")
+    before = story.writes()
+    story.faults(hidden={"sync": [reference(resource)]})
+    story.hears(reference(resource), None)
+    story.settles()
+    mirror = story.mirror(reference(resource))
+    assert (mirror["state"], mirror["reason"]) == ("held", "identity")
+    assert story.writes() == before
+    assert found(story, another_s["record"]) == another_s
+
+
+@pytest.mark.parametrize(("legacy", "kind"), [("clinic", "Encounter")], indirect=["legacy"])
+@pytest.mark.parametrize("replayed", [False, True])
+def test_neither_a_move_nor_a_replay_touches_a_record_of_anothers(
+    story: Story, kind: str, replayed: bool, another_s: dict[str, Any]
+) -> None:
+    """A person's replay lets no other identity pass, and a visit of another patient now does not take it along."""
+    resource, news = CHANGED[kind]
+    declare(story, kind, to={"delete": Call("DELETE /patients/{patient.uuid}/visits/{id}")}, moved="replace")
+    before = story.writes()
+    if not replayed:
+        story.changes(patient("p9"))
+        story.settles()
+        before = story.writes()
+    story.changes({**resource, **news} if replayed else {**resource, "subject": {"reference": "Patient/p9"}})
+    story.settles()
+    if replayed:
+        story.ledger.replay(Selection(references=(reference(resource),)), who="ana", why="I want it")
+        story.settles()
+    mirror = story.mirror(reference(resource))
+    assert (mirror["state"], mirror["reason"]) == ("held", "identity")
+    assert story.writes() == before
+    assert found(story, another_s["record"]) == another_s

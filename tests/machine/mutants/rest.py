@@ -254,8 +254,8 @@ OTHER_MUTANTS = (
         (
             Edit(
                 "worker/sending.py",
-                "        if not (self._claim.recovering or declared):\n",
-                "        if not declared:\n",
+                "        if not (self._claim.recovering or declared or forgotten):\n",
+                "        if not (declared or forgotten):\n",
             ),
         ),
         (

@@ -9,6 +9,7 @@ LOOKING, INTAKE = "worker/looking.py", "worker/ledger/intake.py"
 RESULTS, SEALING = "worker/mapping/results.py", "worker/ledger/sealing.py"
 TEMPLATE, OUTCOME = "worker/legacy/template.py", "worker/legacy/outcome.py"
 UNKNOWN = "tests/integration/sync/test_unknown.py"
+AGAIN = "tests/integration/sync/test_create_again.py"
 DELETES = "tests/integration/sync/test_deletes.py"
 SETTLING = "tests/contract/ledger/test_settling.py"
 TOOLKIT = "tests/unit/mapping/test_toolkit.py"
@@ -254,6 +255,36 @@ WRITE_MUTANTS = (
         "no-tombstone",
         "5: a deleted record leaves a tombstone",
         (Edit(LINKING, '{"state": LinkState.TOMBSTONE, "look_at": None}', '{"look_at": None}'),),
+    ),
+    Mutant(
+        "forgotten-unlooked",
+        "5, 8: what a person says is gone is looked for before another is made",
+        (
+            Edit(
+                SENDING,
+                "        if not (self._claim.recovering or declared or forgotten):\n",
+                "        if not (self._claim.recovering or declared):\n",
+            ),
+        ),
+        (f"{AGAIN}::test_what_is_there_after_all_is_found_and_not_made_twice",),
+    ),
+    Mutant(
+        "forgotten-is-owned",
+        "5, 8: the record that was given up is found as nobody else's",
+        (Edit("worker/looking.py", "            owned.discard(first(own.keys))\n", "            pass\n"),),
+        (f"{AGAIN}::test_what_is_there_after_all_is_found_and_not_made_twice",),
+    ),
+    Mutant(
+        "forgotten-within-the-bound",
+        "3c: nothing is said to be gone while a write may still land",
+        (
+            Edit(
+                "worker/ledger/forgetting.py",
+                "    if bound is not None and bound > tx.now:\n",
+                "    if bound is None:\n",
+            ),
+        ),
+        ("tests/contract/ledger/test_forgetting.py::test_not_while_a_write_may_still_land",),
     ),
     Mutant(
         "absent-deletes",

@@ -18,7 +18,6 @@ from worker.legacy.outcome import (
     keys_of,
     named_fields,
     parsed,
-    words,
 )
 from worker.legacy.rate import retry_after
 
@@ -98,15 +97,6 @@ def test_what_is_not_json_is_named_without_a_chain(payload: bytes) -> None:
     with pytest.raises(NotJson) as refused:
         parsed(payload)
     assert refused.value.__context__ is None
-
-
-def test_the_apis_own_words_are_kept_for_sealing() -> None:
-    """The declared paths if they hit, else the whole body, never more than 16 KiB."""
-    body = {"error": {"message": "Doe, Jane exists"}, "trace": "long"}
-    assert words(b"raw", body, ("error.message", "none")) == b'{"error.message":"Doe, Jane exists"}'
-    assert words(b"raw", body, ("none",)) == b"raw"
-    assert words(b"", None, ()) is None
-    assert len(words(b"x" * 99_999, None, ()) or b"") == 16 * 1024
 
 
 def test_only_declared_codes_and_sent_field_names_go_outside() -> None:

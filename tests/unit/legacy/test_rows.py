@@ -13,6 +13,7 @@ TABLE = [line for line in PAGE.partition("## Row by row")[2].splitlines() if lin
 FILES = [
     *(ROOT / "tests" / "integration" / "legacy").glob("test_*.py"),
     ROOT / "tests" / "integration" / "test_gate.py",
+    ROOT / "tests" / "integration" / "sync" / "test_conflicts.py",
 ]
 TOPICS = (
     "auth", "ids", "paths", "create answers", "update", "delete", "odd answers", "lookup", "duplicates", "concurrency",

@@ -149,6 +149,7 @@ def test_small_functions_take_none() -> None:
     """Attributes go in as they are."""
     assert (first(None), first([]), first(["a", "b"])) == (None, None, "a")
     assert (list(rest(None)), list(rest(["a", "b"]))) == ([], ["b"])
+    assert (first([None, "a", "b"]), list(rest([None, "a", None, "b"])), first([None])) == ("a", ["b"], None)
     assert (prefix("ICD10:", None), prefix("ICD10:", "E11.9"), prefix("(", "a", ")")) == (None, "ICD10:E11.9", "(a)")
     assert required(0) == 0
     for missing in (None, "", "  "):

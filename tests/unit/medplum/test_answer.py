@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from worker.errors import MedplumRefused, MedplumUnavailable
-from worker.medplum.answer import BadPage, QueryRefused, failure, page_of, retry_after_s
+from worker.errors import BadResource, MedplumRefused, MedplumUnavailable
+from worker.medplum.answer import BadPage, QueryRefused, content_of, failure, page_of, retry_after_s
 
 
 def answer(content: bytes | str, status: int = 200, **headers: str) -> httpx.Response:
@@ -146,3 +146,28 @@ def throttled(diagnostics: str) -> httpx.Response:
 def test_retry_after(response: httpx.Response, seconds: float | None) -> None:
     """How long to wait comes from Retry-After or from the rate limiter's diagnostics, or is unknown."""
     assert retry_after_s(response) == seconds
+
+
+FHIR = "application/fhir+json; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"hi", "text/plain"),
+        (b"hi", ""),
+        (b'{"resourceType":"Binary","data":"aGk="}', FHIR),
+    ],
+)
+def test_what_a_binary_holds(content: bytes, kind: str) -> None:
+    """Its bytes, or those within the resource where that is what came."""
+    assert content_of(answer(content, Content_Type=kind)) == b"hi"
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[]", b"{", b'{"resourceType":"Binary","url":"x"}', b'{"resourceType":"Binary","data":"@"}']
+)
+def test_a_binary_without_its_content_is_told(content: bytes) -> None:
+    """A resource that only says where its content is: nobody goes there."""
+    with pytest.raises(BadResource, match="without its content"):
+        content_of(answer(content, Content_Type=FHIR))
