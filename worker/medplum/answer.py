@@ -18,18 +18,34 @@ import httpx
 
 from worker.errors import BadResource, MedplumError, MedplumRefused, MedplumUnavailable
 
-__all__ = ["BadPage", "Entry", "Page", "Query", "QueryRefused", "date_of", "failure", "page_of", "retry_after_s"]
+__all__ = [
+    "BadPage",
+    "Crowded",
+    "Entry",
+    "Page",
+    "Query",
+    "QueryRefused",
+    "date_of",
+    "failure",
+    "page_of",
+    "retry_after_s",
+]
 
 Query = tuple[tuple[str, str], ...]
 
 _FORBIDDEN = 403
 _LATER = frozenset({408, 425, 429})
 _SERVER_ERROR = 500
+_STANDS_STILL = "Cursor fails to make progress"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class QueryRefused(MedplumRefused):
     """Medplum does not take this search; asked for less at a time, it may."""
+
+
+class Crowded(MedplumUnavailable):
+    """More rows than a page takes have one and the same `lastUpdated`: the search cannot get past that millisecond."""
 
 
 class BadPage(BadResource):
@@ -56,6 +72,8 @@ class Page:
 def failure(response: httpx.Response, what: str, *, needs: str = "read and search") -> MedplumError:
     """Return the error that a status other than 200 is; `what` names the request, `needs` its rights: no values."""
     status = response.status_code
+    if status == _SERVER_ERROR and _stands_still(response):
+        return Crowded(f"Medplum answered 500 to {what}: a page is too small for one of its milliseconds")
     if status in _LATER or status >= _SERVER_ERROR:
         return MedplumUnavailable(f"Medplum answered {status} to {what}", retry_after_s=retry_after_s(response))
     if status == _FORBIDDEN:
@@ -77,6 +95,14 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return max(0.0, float(milliseconds) / 1000)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
+
+
+def _stands_still(response: httpx.Response) -> bool:
+    """Tell by its OperationOutcome that the server's cursor would name the page that it has just shown."""
+    try:
+        return any(_STANDS_STILL in str(issue.get("diagnostics", "")) for issue in response.json()["issue"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def date_of(response: httpx.Response) -> datetime | None:
