@@ -7,7 +7,7 @@ where every hint is, by a sync. It never calls a legacy API, runs no SQL, and ha
 from __future__ import annotations
 
 from worker.catch_up.catching import CatchUp, Found, Turn
-from worker.catch_up.position import Crowd, Position
+from worker.catch_up.position import Crowd, Position, instant
 from worker.catch_up.reading import Reading, Step
 
-__all__ = ["CatchUp", "Crowd", "Found", "Position", "Reading", "Step", "Turn"]
+__all__ = ["CatchUp", "Crowd", "Found", "Position", "Reading", "Step", "Turn", "instant"]
