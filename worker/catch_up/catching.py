@@ -205,7 +205,7 @@ class CatchUp:
             window, found = taken
             turn.rows += len(hints)
             turn.found += found
-            if found:
+            if found and not turn.by_a_person:  # a command tells itself what it found
                 _log.info("found by catch-up", resource_type=window.resource_type, changes=found, why=window.reason)
         return window
 
@@ -219,7 +219,8 @@ class CatchUp:
     def _rest(self, window: Window, turn: Turn, why: str, after_s: float) -> None:
         turn.trouble, turn.over = why, True
         self._ledger.put_off(window, after_s=after_s)
-        _log.warning("catch-up rests", resource_type=window.resource_type, why=why)
+        if not turn.by_a_person:
+            _log.warning("catch-up rests", resource_type=window.resource_type, why=why)
 
     def _sweep(self, resource_type: str, turn: Turn) -> tuple[int, int]:
         """Read known ids back, if it is their time. Returns how many, and what the turn has found with them."""

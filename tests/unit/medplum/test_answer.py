@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from worker.errors import MedplumRefused, MedplumUnavailable
-from worker.medplum.answer import BadPage, QueryRefused, failure, page_of, retry_after_s
+from worker.medplum.answer import BadPage, Crowded, QueryRefused, failure, page_of, retry_after_s
 
 
 def answer(content: bytes | str, status: int = 200, **headers: str) -> httpx.Response:
@@ -146,3 +146,12 @@ def throttled(diagnostics: str) -> httpx.Response:
 def test_retry_after(response: httpx.Response, seconds: float | None) -> None:
     """How long to wait comes from Retry-After or from the rate limiter's diagnostics, or is unknown."""
     assert retry_after_s(response) == seconds
+
+
+def test_a_cursor_that_stands_still_is_told_by_its_outcome() -> None:
+    """The 500 of too many rows in one millisecond is one of its own; any other 500 is a matter of time."""
+    outcome = '{"resourceType":"OperationOutcome","issue":[{"diagnostics":"Error: Cursor fails to make progress"}]}'
+    assert type(failure(answer(outcome, 500), "a search of Patient")) is Crowded
+    for other in ('{"issue":[{"diagnostics":"Error: out of memory"}]}', "", '{"issue":[7]}', "[]"):
+        assert type(failure(answer(other, 500), "a search of Patient")) is MedplumUnavailable
+    assert type(failure(answer(outcome, 503), "a search of Patient")) is MedplumUnavailable
