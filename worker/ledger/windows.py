@@ -333,8 +333,9 @@ def _doubt(tx: Transaction, resource_type: str, from_at: datetime, to_at: dateti
 
 
 def _move(tx: Transaction, window: Window, **values: Any) -> None:
-    at = windows.c.position.is_(None) if window.position is None else windows.c.position == window.position
-    if not tx.execute(update(windows).where(windows.c.id == window.id, at).values(**values)).rowcount:
+    found = window.position
+    stands = windows.c.position.is_(None) if found is None else windows.c.position == found
+    if not tx.execute(update(windows).where(windows.c.id == window.id, stands).values(**values)).rowcount:
         raise MovedOn(f"somebody else reads this window of {window.resource_type}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -272,20 +273,20 @@ def test_a_sweep_takes_its_days(story: Story) -> None:
     for number in range(5):
         story.applies("v1", of=f"Patient/p{number}", key=number)
     story.applies("v1", of="Condition/c1", key=99)
-    ten_hours = {"limit": 2, "over_s": 36_000.0}
-    assert story.ledger.next_batch("Patient", **ten_hours) is None  # the round begins
-    assert story.ledger.next_batch("Patient", **ten_hours) is None
+    next_batch = partial(story.ledger.next_batch, "Patient", limit=2, over_s=36_000.0)
+    assert next_batch() is None  # the round begins
+    assert next_batch() is None
     seen: list[str] = []
     for _ in range(10):
         story.clock.forward(3600)
-        while batch := story.ledger.next_batch("Patient", **ten_hours):
+        while batch := next_batch():
             seen += batch.references
             assert len(seen) <= 6
             assert story.ledger.take_swept(batch, []) == 0
     assert seen == [f"Patient/p{number}" for number in range(5)]
     assert story.ledger.sweep_rounds()["Patient"] == {"total": 5, "read": 5, "found": 0, "ended": True}
     story.clock.forward(1)
-    story.ledger.next_batch("Patient", **ten_hours)
+    next_batch()
     assert story.ledger.sweep_rounds()["Patient"]["ended"] is False
 
 
@@ -296,18 +297,18 @@ def test_a_sweep_goes_on_from_its_position(story: Story) -> None:
     story.sql("UPDATE links SET state = 'tombstone' WHERE reference = 'Patient/p1'")
     story.ledger.begin_sweep(["Patient"])
     assert "Patient" in story.ledger.types_to_catch_up()
-    at_once = {"limit": 1, "over_s": 36_000.0}
-    first = story.ledger.next_batch("Patient", **at_once)
+    next_batch = partial(story.ledger.next_batch, "Patient", limit=1, over_s=36_000.0)
+    first = next_batch()
     assert first is not None
     gone = [deletion("Patient/p0", None), version("Patient/p0", "v1")]
     assert story.ledger.take_swept(first, gone) == 1
     with pytest.raises(MovedOn):
         story.ledger.take_swept(first, gone)
     story.ledger.begin_sweep(["Patient"])  # the round that is under way goes on
-    second = story.ledger.next_batch("Patient", **at_once)
+    second = next_batch()
     assert second is not None
     assert second.references == ("Patient/p2",)
     assert story.ledger.take_swept(second, [], due_most=1) == 0
-    assert story.ledger.next_batch("Patient", **at_once) is None
+    assert next_batch() is None
     assert story.ledger.sweep_rounds()["Patient"] == {"total": 2, "read": 2, "found": 1, "ended": True}
     story.adds_up()

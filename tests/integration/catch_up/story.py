@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import httpx
@@ -98,7 +97,7 @@ class Story:
             every_s=60.0,
             overlap_s=OVERLAP_S,
             sweep_over_s=7 * 86_400.0,
-            reading=partial(Reading, **self.reading),
+            reading=lambda medplum: Reading(medplum, **self.reading),
             due_most=self.due_most,
         )
 

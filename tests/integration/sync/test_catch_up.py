@@ -142,6 +142,14 @@ def test_passes_over_the_overlap_make_no_work(story: Story) -> None:
     story.mends()
 
 
+def test_what_is_committed_late_is_found(story: Story) -> None:
+    """A version whose lastUpdated is older than the last pass, and which was not there then, is found by the next."""
+    reads(story, "Patient")
+    loads(story, as_of(datetime.now(UTC) - timedelta(seconds=30), patient()))
+    story.clock.forward(60)
+    assert reads(story, "Patient", overlap_s=60.0)["Patient"].found == 1
+
+
 def test_a_young_row_is_left_to_its_notification(story: Story) -> None:
     """The periodic pass leaves what was written a moment ago; a later one finds it, and a person does at once."""
     loads(story, as_of(datetime.now(UTC), patient()))
