@@ -29,7 +29,12 @@ DAY = timedelta(days=1)
 def _today(story: Story) -> None:
     """Let the ledger's clock stand at Medplum's, and the routes begin now."""
     story.clock.now = datetime.now(UTC)
-    story.sql("UPDATE routes SET registered_at = :at", at=story.clock.now.replace(tzinfo=None).isoformat(" "))
+    begins(story, story.clock.now)
+
+
+def begins(story: Story, moment: datetime) -> None:
+    """Let the routes have been registered then."""
+    story.sql("UPDATE routes SET registered_at = :at", at=moment.replace(tzinfo=None).isoformat(" "))
 
 
 def catch_up(story: Story, *, overlap_s: float = 60.0, due_most: int | None = None) -> CatchUp:
@@ -144,6 +149,7 @@ def test_passes_over_the_overlap_make_no_work(story: Story) -> None:
 
 def test_what_is_committed_late_is_found(story: Story) -> None:
     """A version whose lastUpdated is older than the last pass, and which was not there then, is found by the next."""
+    begins(story, story.clock.now - DAY)
     reads(story, "Patient")
     loads(story, as_of(datetime.now(UTC) - timedelta(seconds=30), patient()))
     story.clock.forward(60)
