@@ -10,7 +10,7 @@ from sqlalchemy import Table, case, func, literal, select, union_all
 from worker.ledger.database import Transaction, reads
 from worker.ledger.identifying import BOUNCES_ALARM, TO_IDENTIFY
 from worker.ledger.phasing import OTHER_VERSION
-from worker.ledger.routes import TypeCounts, routes_and_times
+from worker.ledger.routes import TypeCounts, adds_up, routes_and_times
 from worker.ledger.store import Store
 from worker.ledger.tables import attempts, changes, counters, jobs, links, mirrors, operator_actions
 from worker.ledger.tables import writes as announced_writes
@@ -42,7 +42,7 @@ class Report(Store):
             "accepted": accepted,
             "changes": by_disposition,
             "purged": purged,
-            "identity_holds": accepted == sum(by_disposition.values()) + purged,
+            "identity_holds": accepted == sum(by_disposition.values()) + purged and all(map(adds_up, by_type.values())),
             "mirrors": {name.value: counted.get("mirrors", {}).get(name, 0) for name in State},
             "syncing": counted.get("syncing", {}).get("", 0),
             "accepted_by_source": counted.get("accepted", {}),

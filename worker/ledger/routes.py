@@ -18,6 +18,8 @@ from worker.ledger.values import Disposition, Phase
 TypeCounts = dict[str, dict[str, int]]
 """By resource type: changes by disposition, `accepted` and `purged`."""
 
+OF_A_CHANGE = (*(each.value for each in Disposition), "open")
+
 _LATE = func.min(func.coalesce(changes.c.last_updated, changes.c.accepted_at))
 _oldest_open = (
     select(changes.c.resource_type, _LATE.label("since"))
@@ -25,6 +27,12 @@ _oldest_open = (
     .group_by(changes.c.resource_type)
 )
 _NOT_CAUGHT_UP = (Phase.OFF, Phase.RETIRED)
+
+
+def adds_up(counts: Mapping[str, int]) -> bool:
+    """Say whether what was accepted of a type is what is settled, open and purged of it."""
+    there = sum(counts.get(name, 0) for name in OF_A_CHANGE)
+    return counts.get("accepted", 0) == there + counts.get("purged", 0)
 
 
 def routes_and_times(tx: Transaction, by_type: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def _route(
     mine = [window for window in known if window.resource_type == row.resource_type]
     watermark = min((_unproven_from(window) for window in mine), default=row.registered_at)
     turn = turns.get(f"catch-up {row.resource_type}")
-    settled = {name: counts.get(name, 0) for name in (*(each.value for each in Disposition), "open")}
+    settled = {name: counts.get(name, 0) for name in OF_A_CHANGE}
     accepted, purged = counts.get("accepted", 0), counts.get("purged", 0)
     return {
         "resource_type": row.resource_type,
@@ -61,7 +69,7 @@ def _route(
         "accepted": accepted,
         "changes": settled,
         "purged": purged,
-        "identity_holds": accepted == sum(settled.values()) + purged,
+        "identity_holds": adds_up(counts),
         "lag_seconds": None if oldest is None else _seconds(tx, oldest),
         "watermark": watermark.isoformat(),
         "watermark_seconds": _seconds(tx, watermark),
