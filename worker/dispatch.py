@@ -18,6 +18,11 @@ DISPATCH_EVERY_S = 2.0
 FREE_LEASES_EVERY_S = 5.0
 WRITE_BACK_EVERY_S = 5.0
 FORGET_EVERY_S = 3600.0
+CATCH_UP_EVERY_S = 5.0
+CATCH_UP_CROWDED_S = 60.0
+"""How often catch-up is asked for all the same while the queue is crowded: it holds messages that wait a while."""
+
+CATCH_UP_TASK = "worker.tasks.catch_up"
 WRITE_BACK_TASK = "worker.tasks.write_back"
 CROWDED = 100
 """With so many messages before it, write-back waits: it can do so for days, and changes cannot."""
@@ -43,6 +48,8 @@ class _Ledger(Protocol):
     def free_leases(self) -> int: ...
 
     def types_to_identify(self) -> tuple[str, ...]: ...
+
+    def types_to_catch_up(self) -> tuple[str, ...]: ...
 
     def forget_own_versions(self, *, after: timedelta) -> int: ...
 
@@ -115,3 +122,20 @@ class Dispatch:
         if types and not crowded:
             self._publisher.publish(SYNC, WRITE_BACK_TASK, types)
         self._ledger.job_done("write_back", "the queue is crowded" if crowded else f"asked for {len(types)} types")
+
+    def catch_up(self) -> None:
+        """Have workers read in Medplum what no notification told of, where it is time.
+
+        Raises:
+            BrokerAway: the next turn asks again.
+            LedgerUnavailable: nothing is known of what is to do.
+        """
+        if not self._ledger.job("catch_up", every_s=CATCH_UP_EVERY_S - _EARLY, instance=self._instance):
+            return
+        types = self._ledger.types_to_catch_up()
+        crowded = bool(types) and self._publisher.length(SYNC) >= CROWDED
+        if crowded and not self._ledger.job("catch_up_crowded", every_s=CATCH_UP_CROWDED_S, instance=self._instance):
+            types = ()
+        if types:
+            self._publisher.publish(SYNC, CATCH_UP_TASK, types)
+        self._ledger.job_done("catch_up", f"asked for {len(types)} types{', the queue is crowded' if crowded else ''}")

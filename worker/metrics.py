@@ -98,4 +98,11 @@ class _Ledger:
                 yield GaugeMetricFamily(f"reverse_sync_ledger_{name}", f"{name} of the ledger", value=float(value))
 
 
-_LABELS = {"changes": "disposition", "mirrors": "state", "accepted_by_source": "source"}
+_LABELS = {
+    "changes": "disposition",
+    "mirrors": "state",
+    "accepted_by_source": "source",
+    "lag_seconds": "resource_type",
+    "watermark_seconds": "resource_type",
+    "unproven_windows": "resource_type",
+}

@@ -42,6 +42,11 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "schedule": 5.0,
         "options": {"queue": DISPATCH, "expires": 10.0},
     },
+    "catch_up": {
+        "task": "worker.tasks.ask_for_catch_up",
+        "schedule": 5.0,
+        "options": {"queue": DISPATCH, "expires": 10.0},
+    },
 }
 
 

@@ -76,8 +76,12 @@ class Recovering:
         return self._look_again(since, forget_versions=False)
 
     def medplum_restored(self, since: datetime) -> int:
-        """Have every resource read again, at a low rate, that was settled since then. Returns how many."""
+        """Have every resource read again, at a low rate, that was settled since then. Returns how many.
+
+        The time since then is caught up with, and a sweep reads back whatever else has a legacy record.
+        """
         self.ledger.begin_recovery(Restored.MEDPLUM, since, who=self.who, why=self.why)
+        self.ledger.begin_sweep(self.ledger.types_caught_up())
         return self._look_again(since, forget_versions=True)
 
     def done(self, *, anyway: bool) -> Remaining:
@@ -133,7 +137,7 @@ def in_words(left: Remaining) -> list[str]:
     """Name what is in doubt."""
     named = (
         (left.creates, "creates without an answer"),
-        (left.windows, "windows of time that catch-up has not proven"),
+        (left.windows, "windows of time that catch-up has not proven yet (reverse-sync status)"),
         (left.looks, "resources that are still to be looked at again"),
         (left.unproved, "resources held because their record could not be told: reverse-sync failed"),
     )

@@ -11,11 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from worker import log
+from worker.catch_up import CatchUp
 from worker.cell import Cell
 from worker.dispatch import Dispatch
 from worker.errors import LedgerOutdated
 from worker.ledger import Ledger
 from worker.ledger.migrate import outdated
+from worker.medplum import Medplum
 from worker.metrics import ATTEMPT_SECONDS, ATTEMPTS
 from worker.process import Heartbeat, Instance, Watchdog
 from worker.publish import Publisher, broker_url
@@ -63,6 +65,8 @@ class Running:
         self._sync: Syncs | None = None
         self._watchdog: Watchdog | None = None
         self._cell: Cell | None = None
+        self._medplum: Medplum | None = None  # of the periodic reading: its first turn opens it
+        self._medplum_lock = threading.Lock()
 
     @classmethod
     def worker(cls, instance: Instance) -> Running:
@@ -101,6 +105,8 @@ class Running:
             self._cell.close()
         if self._sync is not None:
             self._sync.close()
+        if self._medplum is not None:
+            self._medplum.close()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._heartbeat.stop()
@@ -140,6 +146,25 @@ class Running:
             return
         with self._watchdog.watch(f"write-back of {resource_type}"):
             _log.debug(self._sync.write_back(resource_type))
+
+    def catch_up(self, resource_type: str) -> None:
+        """Read some of a type's time in Medplum, for what no notification told of; the rest is asked for again."""
+        settings = self._settings
+        if self.stopping.is_set() or self._watchdog is None or not isinstance(settings, WorkerSettings):
+            return
+        with self._medplum_lock:
+            medplum = self._medplum = self._medplum or Medplum.of(settings)
+        catching = CatchUp.of(
+            settings,
+            ledger=self.ledger,
+            medplum=medplum,
+            instance=self.instance.id,
+            stopping=self.stopping.is_set,
+        )
+        with self._watchdog.watch(f"catch-up of {resource_type}"):
+            turn = catching.turn(resource_type)
+        if turn is not None:
+            _log.debug(f"catch-up of {resource_type}: {turn.words()}")
 
     def keep_witness(self) -> None:
         """Write down outside the database how far the ledger has come, or pause everything if it was set back."""

@@ -141,6 +141,19 @@ class WorkerSettings(BrokerSettings):
         5.0, gt=0, description="how soon after its announcement a write must leave, in seconds"
     )
 
+    catch_up_every_seconds: float = Field(
+        60.0, gt=0, description="how often the time since the watermark is read in Medplum, in seconds"
+    )
+    catch_up_overlap_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="how long after its lastUpdated a version can still be committed in Medplum, in seconds: younger "
+        "time is read, and not yet proven",
+    )
+    sweep_days: float = Field(
+        7.0, gt=0, description="in how many days every resource with a legacy record is read back from Medplum once"
+    )
+
     @field_validator("medplum_base_url")
     @classmethod
     def _origin(cls, url: str) -> str:

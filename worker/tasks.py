@@ -26,7 +26,9 @@ __all__ = [
     "NotReference",
     "TriedAgain",
     "WordsOnly",
+    "ask_for_catch_up",
     "ask_for_write_back",
+    "catch_up",
     "dispatch",
     "free_leases",
     "sync",
@@ -121,6 +123,18 @@ def ask_for_write_back() -> None:
 def write_back(resource_type: str) -> None:
     """Put the keys of some legacy records on their Medplum resources."""
     running().write_back(resource_type)
+
+
+@app.task(base=WordsOnly, name="worker.tasks.ask_for_catch_up")
+def ask_for_catch_up() -> None:
+    """Have a worker read in Medplum what no notification told of, where it is time."""
+    running().dispatch.catch_up()
+
+
+@app.task(base=WordsOnly, name="worker.tasks.catch_up")
+def catch_up(resource_type: str) -> None:
+    """Read some of a type's time in Medplum."""
+    running().catch_up(resource_type)
 
 
 _NEEDS_PERSON = frozenset({"failed", "held"})

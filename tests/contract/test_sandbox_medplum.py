@@ -778,6 +778,8 @@ def test_a_full_page_of_one_millisecond_is_a_500(medplum: Medplum) -> None:
     assert "Cursor fails to make progress" in stuck.text
     by_id = f"Patient?_lastUpdated=eq{instant}&_sort=_id&_count=20"
     ids = [one["id"] for one in medplum.found(by_id) + medplum.found(f"{by_id}&_offset=20")]
+    backwards = [one["id"] for one in medplum.found(by_id.replace("_sort=_id", "_sort=-_id"))]
+    assert backwards == sorted(ids, reverse=True)[:20]
     assert (len(ids), ids) == (30, sorted(set(ids)))
     assert medplum.found("Patient?_lastUpdated=gt2026-11-22T11:00:00.123%2B01:00") == []
     assert medplum.call("GET", "Patient?_offset=10001").status_code == 400

@@ -38,6 +38,9 @@ class Backlog:
     def types_to_identify(self) -> tuple[str, ...]:
         return tuple(self._due)
 
+    def types_to_catch_up(self) -> tuple[str, ...]:
+        return tuple(self._due)
+
     def forget_own_versions(self, *, after: timedelta) -> int:
         self.forgot_after = after
         return 2
@@ -147,3 +150,34 @@ def test_another_dispatcher_took_the_turn_of_write_back() -> None:
     ledger, wire = Backlog(["Patient"], turn=False), Wire()
     Dispatch(ledger, wire, instance="dispatch-2").write_back()
     assert (wire.published, ledger.done) == ([], [])
+
+
+def test_catch_up_is_asked_for_by_type() -> None:
+    """A worker is asked for each type that has time to read, and the ledger notes it."""
+    wire, backlog = Wire(), Backlog(["Condition", "Patient"])
+    Dispatch(backlog, wire, instance="one").catch_up()
+    assert wire.published == ["Condition", "Patient"]
+    assert backlog.done == ["catch_up: asked for 2 types"]
+
+
+def test_a_crowded_queue_is_asked_seldom_and_not_never() -> None:
+    """While messages wait, catch-up adds none, but for once a minute: else a busy hour would be an hour unproven."""
+    turns = iter([True, False, True, True])
+
+    class Minutes(Backlog):
+        def job(self, name: str, *, every_s: float, instance: str) -> bool:
+            return next(turns)
+
+    wire, backlog = Wire(waiting=CROWDED), Minutes(["Patient"])
+    for _ in range(2):
+        Dispatch(backlog, wire, instance="one").catch_up()
+    assert wire.published == ["Patient"]
+    assert backlog.done == [f"catch_up: asked for {number} types, the queue is crowded" for number in (0, 1)]
+
+
+def test_catch_up_that_is_not_due_asks_nobody() -> None:
+    """Another dispatch worker had the turn, or there is nothing to read."""
+    for backlog in (Backlog(["Patient"], turn=False), Backlog([])):
+        wire = Wire()
+        Dispatch(backlog, wire, instance="one").catch_up()
+        assert wire.published == []

@@ -12,10 +12,14 @@ from worker import metrics
 def test_a_ledgers_status_becomes_gauges() -> None:
     """Groups have their label, ages that nobody knows yet are left out, and truth is 1 or 0."""
     status = {"accepted": 3, "changes": {"open": 2, "applied": 1}, "identity_holds": True, "oldest_open_seconds": None}
+    status |= {"lag_seconds": {"Patient": 4.5}, "watermark_seconds": {"Patient": 300.0}, "routes": [{"accepted": 3}]}
     said = metrics.ledger_exposition(status).decode()
     assert "reverse_sync_ledger_accepted 3.0" in said
     assert 'reverse_sync_ledger_changes{disposition="open"} 2.0' in said
     assert "reverse_sync_ledger_identity_holds 1.0" in said
+    assert 'reverse_sync_ledger_lag_seconds{resource_type="Patient"} 4.5' in said
+    assert 'reverse_sync_ledger_watermark_seconds{resource_type="Patient"} 300.0' in said
+    assert "routes" not in said
     assert "oldest_open_seconds" not in said
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from worker.cli import ask, links, mapping, operate, processes, recovered, routes
+from worker.cli import ask, catch_up, links, mapping, operate, processes, recovered, routes
 from worker.errors import ReverseSyncError, SettingsInvalid, where
 
 __all__ = ["commands", "main"]
@@ -29,6 +29,7 @@ def commands() -> None:
 for _command in (
     *ask.COMMANDS,
     *operate.COMMANDS,
+    *catch_up.COMMANDS,
     *links.COMMANDS,
     *mapping.COMMANDS,
     *routes.COMMANDS,

@@ -13,10 +13,7 @@ from worker.cli.words import count
 from worker.ledger import Ledger
 from worker.recovered import Recovering, blind_collections, in_words
 
-_UNPROVEN = (
-    "until catch-up has proven them, a change of that time comes with its resource's next version, or by "
-    "`reverse-sync replay REF`"
-)
+_UNPROVEN = "catch-up reads it by itself, or at once with `reverse-sync catch-up`; `reverse-sync status` shows the rest"
 
 
 @click.command()
@@ -74,7 +71,7 @@ def _set_back(ledger: Ledger, recovering: Recovering, since: datetime, *, yes: b
         windows = recovering.ledger_set_back(since, rebuild if types else lambda: click.echo(_NO_IDENTIFIER))
     click.echo(f"recovered mode since {_moment(since)}: every create is looked up first; --done ends it")
     if windows:
-        click.echo(f"{count(windows, 'window')} of time not proven: {_UNPROVEN}")
+        click.echo(f"{count(windows, 'window')} of time not proven yet: {_UNPROVEN}")
     _tell_pauses(ledger)
 
 
@@ -104,7 +101,10 @@ def _legacy(recovering: Recovering, since: datetime, *, yes: bool) -> None:
 def _medplum(recovering: Recovering, since: datetime, *, yes: bool) -> None:
     _ask(f"Every resource that was settled since {_moment(since)} is read again?", yes=yes)
     _tell_looks(recovering.medplum_restored(since))
-    click.echo(f"the time since {_moment(since)} is not proven: {_UNPROVEN}")
+    click.echo(f"the time since {_moment(since)} is not proven yet: {_UNPROVEN}")
+    click.echo(
+        "every resource with a legacy record is read back as well: what was made since then is not in Medplum now"
+    )
 
 
 def _done(recovering: Recovering, *, anyway: bool) -> None:

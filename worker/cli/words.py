@@ -10,6 +10,8 @@ from worker.ledger.recovery import OURSELVES, Mode
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _LATE_DISPATCH_S = 30.0
 _NO_HEARTBEAT_S = 20.0
+_LISTED = 5  # of the times that are not proven: the status stays on one screen
+_LATE_CATCH_UP_S = 3600.0
 
 NEXT_BY_REASON = {
     "refused": "mend the mapping or the resource, then replay it",
@@ -91,6 +93,7 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"handed back    {types}, by workers whose mapping is not the active one"
     if status["bouncing"]:
         yield f"bouncing       {count(status['bouncing'], 'resource')} to which our own versions led to writes in a row"
+    yield from _of_routes(status)
     oldest, dispatched = status["oldest_open_seconds"], status["last_dispatch_seconds"]
     yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
     yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
@@ -101,6 +104,35 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"paused         {scope}, by {pause['who']}: {pause['why']}"
     for line in _what_next(status):
         yield f"next           {line}"
+
+
+def _of_routes(status: Mapping[str, Any]) -> Iterator[str]:
+    """Tell of each route in one line, and of each time that is not proven in one."""
+    routes = [each for each in status["routes"] if each["accepted"] or each["phase"] not in {"off", "retired"}]
+    width = max((len(each["resource_type"]) for each in routes), default=0)
+    for number, each in enumerate(routes):
+        holds = "" if each["identity_holds"] else "   DOES NOT ADD UP"
+        yield f"{'' if number else 'routes':<14} {each['resource_type']:<{width}}  {_of_route(each)}{holds}"
+    unproven = status["unproven"]
+    for number, window in enumerate(unproven[:_LISTED]):
+        begins, ends = window["from"][:19], window["to"][:19]
+        times = f"{begins}Z" if begins == ends else f"{begins}Z to {ends}Z"
+        yield f"{'' if number else 'not proven':<14} {window['resource_type']} {times}: {window['reason']}"
+    if len(unproven) > _LISTED:
+        yield f"{'':<14} and {count(len(unproven) - _LISTED, 'time')} more: --json has all"
+
+
+def _of_route(each: Mapping[str, Any]) -> str:
+    open_ones, failed = each["changes"]["open"], each["changes"]["failed"]
+    settled = sum(each["changes"].values()) - open_ones - failed
+    terms = [f"{settled:,} settled", *([f"{failed:,} failed"] if failed else []), f"{open_ones:,} open"]
+    terms += [f"{each['purged']:,} purged"] if each["purged"] else []
+    if each["phase"] in {"off", "retired"}:
+        return f"{each['accepted']:,} = {' + '.join(terms)}; {each['phase']}"
+    lag = "" if each["lag_seconds"] is None else f", lag {span(each['lag_seconds'])}"
+    trouble = each["last_catch_up"].partition("; ")[2] if each["last_catch_up"] else ""
+    proven = f"proven up to {ago(each['watermark_seconds'])}{f' ({trouble})' if trouble else ''}"
+    return f"{each['accepted']:,} = {' + '.join(terms)}{lag}; {proven}"
 
 
 def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
@@ -119,6 +151,9 @@ def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
     dispatched, heartbeat = status["last_dispatch_seconds"], status["worker_seconds"]
     if dispatched is None or dispatched > _LATE_DISPATCH_S:
         yield "nothing is dispatched: see that the processes dispatch, beat and broker of the Procfile run"
+    late = [each for each, age_s in status["watermark_seconds"].items() if age_s > _LATE_CATCH_UP_S]
+    if late and heartbeat is not None and heartbeat <= _NO_HEARTBEAT_S:
+        yield f"{', '.join(late)}: nothing is proven since over an hour: reverse-sync catch-up says why"
     if heartbeat is None or heartbeat > _NO_HEARTBEAT_S:
         yield "no worker is alive: start worker and worker2 of the Procfile"
     elif mirrors["due"] and not person:

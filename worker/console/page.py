@@ -28,6 +28,7 @@ def render(status: Mapping[str, Any] | None, failed: Sequence[Mapping[str, Any]]
     parts = [_checks(made)]
     if status is not None:  # first what a person has to do, then what adds up, then the figures
         parts = [_identity(status), _failed(failed), *parts]
+        parts += [_routes(status)]
         parts += [_numbers("Mirrors", status["mirrors"]), _numbers("Changes", status["changes"]), _others(status)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="10">'
@@ -50,6 +51,35 @@ def _identity(status: Mapping[str, Any]) -> str:
     holds = status["identity_holds"]
     words = "each is accounted for" if holds else "some are missing: accepted ≠ settled + open + purged"
     return f"<p{'' if holds else ' class=bad'}>{status['accepted']} changes accepted: {words}.</p>"
+
+
+def _routes(status: Mapping[str, Any]) -> str:
+    """Tell of each route whether it adds up, how late it is and how far it is proven; and which times are not."""
+    rows = "".join(
+        f"<tr><th>{escape(str(each['resource_type']))}</th><td>{escape(str(each['phase']))}</td>"
+        f'<td class="number">{each["accepted"]}</td><td class="number">{each["changes"]["open"]}</td>'
+        f"<td{'' if each['identity_holds'] else ' class=bad'}>{'yes' if each['identity_holds'] else 'no'}</td>"
+        f'<td class="number">{_seconds(each["lag_seconds"])}</td>'
+        f'<td class="number">{_seconds(each["watermark_seconds"])}</td>'
+        f"<td>{escape(str(each['last_catch_up'] or ''))}</td></tr>"
+        for each in status["routes"]
+    )
+    head = "<tr><th>route</th><th>phase</th><th>accepted</th><th>open</th><th>adds up</th><th>lag</th>"
+    unproven = "".join(
+        f"<li>{escape(str(each['resource_type']))}, {escape(str(each['from']))} to {escape(str(each['to']))}: "
+        f"{escape(str(each['reason']))}</li>"
+        for each in status["unproven"][:LISTED]
+    )
+    more = f"<h2>Not proven: {len(status['unproven'])}</h2><ul>{unproven}</ul>" if unproven else ""
+    return (
+        f"<h2>Routes</h2><table>{head}<th>not proven for</th><th>last catch-up</th></tr>{rows}</table>{more}"
+        if rows
+        else more
+    )
+
+
+def _seconds(number: float | None) -> str:
+    return "–" if number is None else f"{number:.0f} s"
 
 
 def _numbers(title: str, numbers: Mapping[str, Any]) -> str:

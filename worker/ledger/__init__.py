@@ -15,7 +15,6 @@ from worker.ledger.depending import Depending
 from worker.ledger.ending import Ending
 from worker.ledger.forgetting import Forgetting
 from worker.ledger.identifying import Identifying
-from worker.ledger.intake import Intake
 from worker.ledger.opening import Opening
 from worker.ledger.operate import Operate, Pause, Selection
 from worker.ledger.phasing import Phasing
@@ -23,13 +22,14 @@ from worker.ledger.recovery import Recovery
 from worker.ledger.report import Report
 from worker.ledger.sealing import Sealer
 from worker.ledger.tokens import Tokens
+from worker.ledger.windows import Windows
 from worker.settings import Settings
 
 __all__ = ["Ledger", "Pause", "Sealer", "Selection"]
 
 
 class Ledger(
-    Intake,
+    Windows,
     Claiming,
     Depending,
     Ending,

@@ -67,7 +67,6 @@ class Operate(Store):
                         "mapping_version": case(
                             (routes.c.mapping_version == UNDECLARED, version), else_=routes.c.mapping_version
                         ),
-                        "registered_at": tx.now,
                     },
                 )
             )

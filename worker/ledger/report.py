@@ -10,6 +10,7 @@ from sqlalchemy import Table, case, func, literal, select, union_all
 from worker.ledger.database import Transaction, reads
 from worker.ledger.identifying import BOUNCES_ALARM, TO_IDENTIFY
 from worker.ledger.phasing import OTHER_VERSION
+from worker.ledger.routes import TypeCounts, adds_up, routes_and_times
 from worker.ledger.store import Store
 from worker.ledger.tables import attempts, changes, counters, jobs, links, mirrors, operator_actions
 from worker.ledger.tables import writes as announced_writes
@@ -30,7 +31,7 @@ class Report(Store):
     @reads
     def status(self, tx: Transaction) -> dict[str, Any]:
         """Count everything, in one statement, so that the identity is one moment's."""
-        counted = _counts(tx)
+        counted, by_type = _counts(tx)
         accepted = sum(counted.get("accepted", {}).values())
         purged = sum(counted.get("purged", {}).values())
         by_disposition = {name.value: counted.get("changes", {}).get(name, 0) for name in Disposition}
@@ -41,7 +42,7 @@ class Report(Store):
             "accepted": accepted,
             "changes": by_disposition,
             "purged": purged,
-            "identity_holds": accepted == sum(by_disposition.values()) + purged,
+            "identity_holds": accepted == sum(by_disposition.values()) + purged and all(map(adds_up, by_type.values())),
             "mirrors": {name.value: counted.get("mirrors", {}).get(name, 0) for name in State},
             "syncing": counted.get("syncing", {}).get("", 0),
             "accepted_by_source": counted.get("accepted", {}),
@@ -53,6 +54,7 @@ class Report(Store):
             "oldest_open_seconds": _age(tx, oldest),
             "oldest_to_identify_seconds": _age(tx, tx.execute(_longest_to_identify).scalar_one()),
             "last_dispatch_seconds": _age(tx, dispatched),
+            **routes_and_times(tx, by_type),
         }
 
     @reads
@@ -103,28 +105,38 @@ class Report(Store):
         return [_told(links, row) for row in rows]
 
 
-def _counts(tx: Transaction) -> dict[str, dict[str, int]]:
-    count = func.count()
+def _counts(tx: Transaction) -> tuple[dict[str, dict[str, int]], TypeCounts]:
+    """Count in one statement: everything by name, and by resource type what the identity is made of."""
+    count, nothing = func.count(), literal("")
     disposition = func.coalesce(changes.c.disposition, "open")
     everything = union_all(
-        select(literal("changes").label("what"), disposition.label("name"), count.label("n")).group_by(disposition),
-        select(counters.c.name, counters.c.source, func.sum(counters.c.value)).group_by(
-            counters.c.name, counters.c.source
-        ),
-        select(literal("mirrors"), mirrors.c.state, count).group_by(mirrors.c.state),
-        select(literal("syncing"), literal(""), count).where(mirrors.c.lease_until > tx.now),
-        select(literal("unresolved"), literal(""), count).where(announced_writes.c.outcome.is_(None)),
-        select(literal("left"), literal(""), count).where(links.c.state == LinkState.LEFT_BEHIND),
-        select(literal("identify"), literal(""), count).where(TO_IDENTIFY),
-        select(literal("handed"), mirrors.c.resource_type, count)
+        select(
+            literal("changes").label("what"),
+            disposition.label("name"),
+            changes.c.resource_type.label("type"),
+            count.label("n"),
+        ).group_by(disposition, changes.c.resource_type),
+        select(counters.c.name, counters.c.source, counters.c.resource_type, counters.c.value),
+        select(literal("mirrors"), mirrors.c.state, nothing, count).group_by(mirrors.c.state),
+        select(literal("syncing"), nothing, nothing, count).where(mirrors.c.lease_until > tx.now),
+        select(literal("unresolved"), nothing, nothing, count).where(announced_writes.c.outcome.is_(None)),
+        select(literal("left"), nothing, nothing, count).where(links.c.state == LinkState.LEFT_BEHIND),
+        select(literal("identify"), nothing, nothing, count).where(TO_IDENTIFY),
+        select(literal("handed"), mirrors.c.resource_type, nothing, count)
         .where(mirrors.c.state == State.DUE, mirrors.c.reason == OTHER_VERSION)
         .group_by(mirrors.c.resource_type),
-        select(literal("bouncing"), literal(""), count).where(mirrors.c.bounces >= BOUNCES_ALARM),
+        select(literal("bouncing"), nothing, nothing, count).where(mirrors.c.bounces >= BOUNCES_ALARM),
     )
     told: dict[str, dict[str, int]] = {}
+    by_type: TypeCounts = {}
     for row in tx.execute(everything):
-        told.setdefault(row.what, {})[row.name] = int(row.n)
-    return told
+        named = told.setdefault(row.what, {})
+        named[row.name] = named.get(row.name, 0) + int(row.n)
+        if row.type:
+            typed = by_type.setdefault(row.type, {})
+            name = row.name if row.what == "changes" else row.what
+            typed[name] = typed.get(name, 0) + int(row.n)
+    return told, by_type
 
 
 def _rows(tx: Transaction, table: Table, reference: str) -> list[dict[str, Any]]:

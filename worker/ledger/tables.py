@@ -277,11 +277,15 @@ windows = Table(
     plain("from_at", Utc, nullable=False),
     plain("to_at", Utc, nullable=False),
     plain("proven_at", Utc),
-    plain("reason", Text),
-    pseudonymous("position", Text),
+    plain("reason", Text),  # why the time is in doubt; none: the route's own window, whose end is the watermark
+    pseudonymous("position", Text),  # where the reading that is under way stands; none: none is
     counted("found"),
     plain("created_at", Utc, nullable=False),
+    plain("proven_to", Utc),  # as far as it is proven already, where that is not yet the end
+    plain("asked_at", Utc),  # Medplum's own time when the reading that is under way began
+    plain("next_at", Utc),  # when it is next to be read; none: now
     Index("ix_windows_type", "resource_type", "from_at"),
+    partial("uq_windows_route", "resource_type", where="reason IS NULL", unique=True),
 )
 
 shadows = Table(  # what would have been sent while a route only shadows
@@ -381,4 +385,17 @@ secrets = Table(
     plain("lease_owner", String(64)),
     plain("lease_until", Utc),
     plain("updated_at", Utc, nullable=False),
+)
+
+sweeps = Table(  # the round in which a type's known ids are read back
+    "sweeps",
+    metadata,
+    plain("resource_type", String(64), primary_key=True),
+    plain("position", BigId, nullable=False),  # the last link that was read back
+    plain("started_at", Utc, nullable=False),
+    plain("ended_at", Utc),
+    plain("hurried", Boolean, nullable=False, server_default=text("false")),  # a person asked for it: at once
+    counted("total"),  # links when it began
+    counted("read"),
+    counted("found"),
 )

@@ -21,6 +21,7 @@ from worker.errors import BadResource, MedplumError, MedplumRefused, MedplumUnav
 
 __all__ = [
     "BadPage",
+    "Crowded",
     "Entry",
     "Page",
     "Query",
@@ -37,11 +38,16 @@ Query = tuple[tuple[str, str], ...]
 _FORBIDDEN = 403
 _LATER = frozenset({408, 425, 429})
 _SERVER_ERROR = 500
+_STANDS_STILL = "Cursor fails to make progress"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class QueryRefused(MedplumRefused):
     """Medplum does not take this search; asked for less at a time, it may."""
+
+
+class Crowded(MedplumUnavailable):
+    """More rows than a page takes have one and the same `lastUpdated`: the search cannot get past that millisecond."""
 
 
 class BadPage(BadResource):
@@ -68,6 +74,8 @@ class Page:
 def failure(response: httpx.Response, what: str, *, needs: str = "read and search") -> MedplumError:
     """Return the error that a status other than 200 is; `what` names the request, `needs` its rights: no values."""
     status = response.status_code
+    if status == _SERVER_ERROR and _stands_still(response):
+        return Crowded(f"Medplum answered 500 to {what}: a page is too small for one of its milliseconds")
     if status in _LATER or status >= _SERVER_ERROR:
         return MedplumUnavailable(f"Medplum answered {status} to {what}", retry_after_s=retry_after_s(response))
     if status == _FORBIDDEN:
@@ -107,6 +115,14 @@ def content_of(response: httpx.Response) -> bytes:
     except (ValueError, AttributeError, RecursionError):
         pass
     raise BadResource("Medplum answers for this Binary without its content")
+
+
+def _stands_still(response: httpx.Response) -> bool:
+    """Tell by its OperationOutcome that the server's cursor would name the page that it has just shown."""
+    try:
+        return any(_STANDS_STILL in str(issue.get("diagnostics", "")) for issue in response.json()["issue"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def date_of(response: httpx.Response) -> datetime | None:

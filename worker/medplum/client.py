@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -56,11 +56,12 @@ Send = Callable[[dict[str, str]], httpx.Response]
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """One page of a search; `at` is Medplum's clock when it answered, in whole seconds."""
+    """One page of a search; `at` is Medplum's clock when it answered, in whole seconds; `more`: others follow."""
 
     entries: tuple[Present | Deleted, ...]
     at: datetime | None
     started_at: datetime
+    more: bool = False
 
 
 class Medplum:
@@ -124,6 +125,17 @@ class Medplum:
         """
         return self._reads.read(reference, deadline_s=deadline_s, priority=priority)
 
+    def read_together(
+        self, resource_type: str, ids: Sequence[str], *, deadline_s: float, priority: Priority = Priority.CATCH_UP
+    ) -> Mapping[str, Read | ReverseSyncError]:
+        """Read the current states of resources in one search or two, by id; an error stands where one spoils it.
+
+        Raises:
+            MedplumUnavailable, MedplumRefused: as for a read.
+        """
+        with deadline(deadline_s):
+            return self._reads.together(resource_type, ids, priority)
+
     def search(
         self,
         resource_type: str,
@@ -148,7 +160,8 @@ class Medplum:
                 page = self._ask(resource_type, following, priority)
             take = deletion if ("_deleted", "true") in following else present
             mine = [entry for entry in page.entries if entry.resource.get("resourceType") == resource_type]
-            yield SearchPage(tuple(take(entry, started_at) for entry in mine), page.date, started_at)
+            taken = tuple(take(entry, started_at) for entry in mine)
+            yield SearchPage(taken, page.date, started_at, more=page.following is not None)
             following = page.following
 
     def history(

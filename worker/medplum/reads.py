@@ -115,6 +115,16 @@ class Reads:
             raise _anew(seat.outcome)
         return seat.outcome
 
+    def together(self, resource_type: str, ids: Sequence[str], priority: Priority) -> Outcomes:
+        """Read what a caller has gathered by itself: at most a page's ids, each once. It waits for nobody.
+
+        Raises:
+            BadResource: an id is none.
+        """
+        if not _TYPE.fullmatch(resource_type) or not all(map(_ID.fullmatch, ids)):
+            raise BadResource("a reference should be a resource type and an id")
+        return self._look(resource_type, list(ids), priority)
+
     def _seated(
         self, resource_type: str, id_: str, deadline_s: float, priority: Priority, crowd: _Crowd | None
     ) -> _Seat:

@@ -22,7 +22,8 @@ __all__ = ["Page", "Search", "bundle", "parse_search", "run"]
 _DEFAULT_COUNT, _MAX_COUNT, _MAX_OFFSET = 20, 1_000, 10_000
 _MIN_CURSOR_COUNT = 20
 _COMPARISONS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "eq": "=", "ne": "<>", "sa": ">", "eb": "<"}
-_SORTS = {"_lastUpdated": "v.last_updated, v.seq", "-_lastUpdated": "v.last_updated DESC, v.seq", "_id": "v.id"}
+_SORTS = {"_lastUpdated": "v.last_updated, v.seq", "-_lastUpdated": "v.last_updated DESC, v.seq"}
+_SORTS |= {"_id": "v.id", "-_id": "v.id DESC"}
 _IGNORED = frozenset({"_total", "_summary", "_fields", "_format", "_pretty"})
 _NOT_PAGING = frozenset({"_cursor", "_offset"})
 

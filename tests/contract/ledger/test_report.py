@@ -61,7 +61,9 @@ def test_a_lost_row_breaks_the_identity(story: Story) -> None:
     story.hears("v1", "v2")
     story.sql("DELETE FROM changes WHERE version_id = 'v1'")
     assert story.ledger.status()["identity_holds"] is False
-    story.sql("INSERT INTO counters (name, source, resource_type, value) VALUES ('purged', 'notification', 'x', 1)")
+    story.sql(
+        "INSERT INTO counters (name, source, resource_type, value) VALUES ('purged', 'notification', 'Patient', 1)"
+    )
     assert story.ledger.status()["identity_holds"] is True
 
 
@@ -155,3 +157,34 @@ def test_both_keys_of_a_second_record_are_told(story: Story) -> None:
     story.ledger.record(write.id, done(17))
     assert story.mirror()["reason"] == "second record"
     assert [write["key"] for write in story.shown()["writes"]] == ["17", "18"]
+
+
+def test_each_route_has_accounts_and_a_lag_of_its_own(story: Story) -> None:
+    """What is accepted of a type adds up for that type; its lag counts from when its oldest open change was written."""
+    story.applies("v1")
+    story.hears("v1", of=CONDITION)
+    story.sql("UPDATE changes SET last_updated = NULL WHERE reference = :of", of=CONDITION)
+    story.clock.forward(7)
+    status = story.ledger.status()
+    told = {each["resource_type"]: each for each in status["routes"]}
+    assert list(told) == ["Condition", "Patient", "Practitioner"]
+    assert (told["Patient"]["accepted"], told["Patient"]["changes"]["applied"], told["Patient"]["lag_seconds"]) == (
+        1,
+        1,
+        None,
+    )
+    assert (told["Condition"]["changes"]["open"], told["Condition"]["lag_seconds"]) == (1, 7.0)
+    assert status["lag_seconds"] == {"Condition": 7.0, "Patient": 0.0, "Practitioner": 0.0}
+    assert status["watermark_seconds"]["Patient"] == 67.0  # nothing was caught up with since it was registered
+    assert json.loads(json.dumps(status)) == status
+
+
+def test_rows_of_two_routes_do_not_make_up_for_each_other(story: Story) -> None:
+    """A row that is gone from one type and one too many of another are two faults, not none."""
+    story.applies("v1")
+    story.applies("v1", of=OTHER, key=18)
+    story.sql("UPDATE changes SET resource_type = 'Condition' WHERE reference = :of", of=OTHER)
+    status = story.ledger.status()
+    assert status["identity_holds"] is False
+    assert [each["identity_holds"] for each in status["routes"]] == [False, False, True]
+    story.sql("UPDATE changes SET resource_type = 'Patient' WHERE reference = :of", of=OTHER)

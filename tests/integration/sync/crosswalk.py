@@ -69,10 +69,10 @@ def rebuilds(story: Story, *, dry: bool = False) -> Report:
     return rebuilding.run(sorted(by_key), action=action)
 
 
-def told(story: Story, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, over the story's ledger and systems, as Ada."""
+def settings_of(story: Story) -> dict[str, str]:
+    """Name the story's ledger and systems, and Ada, as a command's environment does."""
     api = story.routes["Patient"].to.api
-    settings = {
+    return {
         "REVERSE_SYNC_DATABASE_URL": story.ledger.database.url,
         "REVERSE_SYNC_PAYLOAD_KEY": ",".join(f"{name}:{key.get_secret_value()}" for name, key in KEYS),
         "REVERSE_SYNC_OPERATOR": "Ada",
@@ -82,6 +82,10 @@ def told(story: Story, *arguments: str) -> subprocess.CompletedProcess[str]:
         "REVERSE_SYNC_SITE_CLINIC_URL": api.base_url,
         "REVERSE_SYNC_SITE_CLINIC_KEY": CLINIC_KEY,
     }
+
+
+def told(story: Story, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, over the story's ledger and systems, as Ada."""
     command = [sys.executable, "-m", "worker.cli", *arguments]
-    environ = os.environ | settings
+    environ = os.environ | settings_of(story)
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=120)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 from tests.contract.ledger.story import KEYS
 from tests.integration.sync.crosswalk import CHART, identified, rebuilds, told
 from tests.integration.sync.story import CONDITION, OTHER, PATIENT, Story, condition, patient
+from tests.integration.sync.test_catch_up import catch_up
 from worker.ledger import Ledger
 from worker.ledger.recovery import Restored
 from worker.process import Instance
@@ -66,6 +68,12 @@ def recovering(story: Story) -> Recovering:
     return Recovering(story.ledger, "Ada", "the disk died", sleep=story.clock.forward)
 
 
+def caught_up(story: Story) -> int:
+    """Take the turns of every type; how many changes they found."""
+    turns = (catch_up(story).turn(each, for_s=60, by_a_person=True) for each in story.ledger.types_caught_up())
+    return sum(turn.found for turn in turns if turn is not None)
+
+
 def lost_time(backups: Backups, witness: Witness) -> datetime:
     """Sync a patient, back the ledger up, go on with him, another one and a problem, and set the ledger back."""
     story = backups.story
@@ -102,8 +110,7 @@ def test_no_second_record_is_made_for_what_was_forgotten(backups: Backups, witne
     assert witness.look(story.ledger) is False
     assert recovering(story).ledger_set_back(since, lambda: None) == len(story.routes)
     assert witness.look(story.ledger) is True
-    for of in (PATIENT, OTHER, CONDITION):
-        story.hears(of, "again")  # a notification that comes once more, or what catch-up finds
+    assert caught_up(story) == 3
     story.settles()
     assert [len(story.records(kind)) for kind in ("patient", "problem")] == [2, 1]
     assert {story.links(of)[0]["origin"] for of in (OTHER, CONDITION)} == {"found"}
@@ -163,14 +170,16 @@ def test_broken_off_it_stays_paused_and_goes_on(backups: Backups, witness: Witne
 
 
 def test_the_mode_ends_when_nothing_is_in_doubt(backups: Backups, witness: Witness) -> None:
-    """The end is refused with numbers while something is in doubt, and a person may end it all the same."""
+    """The end is refused with numbers while something is in doubt; catch-up proves the lost time, and ends that."""
     story = backups.story
     since = lost_time(backups, witness)
     recovering(story).ledger_set_back(since, lambda: None)
     with pytest.raises(StillInDoubt, match=f"{len(story.routes)} windows"):
         recovering(story).done(anyway=False)
-    story.sql("UPDATE windows SET proven_at = created_at")
+    caught_up(story)
+    story.settles()
     assert not recovering(story).done(anyway=False)
+    story.agrees()
     assert story.ledger.modes() == ()
 
 
@@ -230,10 +239,15 @@ def test_a_restored_medplum_is_read_again(backups: Backups) -> None:
     story.settles()
     story.saves(patient(family="Doe"))  # what the backup has; nobody is told
     assert recovering(story).medplum_restored(since) == 1
+    assert story.ledger.sweep_rounds()["Patient"] == {"total": 1, "read": 0, "found": 0, "ended": False}
     story.settles(for_s=60)
     assert story.record()["last_name"] == "Doe"
     [mode] = story.ledger.modes()
     assert mode.kind is Restored.MEDPLUM
+    with pytest.raises(StillInDoubt, match="windows of time"):
+        recovering(story).done(anyway=False)
+    caught_up(story)
+    assert not recovering(story).done(anyway=False)
     story.agrees()
 
 
@@ -267,7 +281,9 @@ def test_the_file_holds_counters_and_a_time(backups: Backups, witness: Witness) 
         witness.keep(story.ledger)
 
 
-def test_the_command_line_says_what_happens(backups: Backups, witness: Witness) -> None:
+def test_the_command_line_says_what_happens(
+    backups: Backups, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`status`, `resume` and `recovered` lead through it, and everything is recorded with who and why."""
     story = backups.story
     lost_time(backups, witness)
@@ -280,13 +296,18 @@ def test_the_command_line_says_what_happens(backups: Backups, witness: Witness) 
     begun = told(story, "recovered", "--since", "2026-11-22T12:00Z", "--yes", "--why", "the disk died")
     assert begun.returncode == 0, begun.stderr
     assert "recovered mode since 2026-11-22 12:00:00 UTC" in begun.stdout
-    assert f"{len(story.routes)} windows of time not proven" in begun.stdout
+    assert f"{len(story.routes)} windows of time not proven yet: catch-up reads it" in begun.stdout
     assert (
         "recovering     ledger restored to 2026-11-22T12:00:00Z, by Ada: the disk died" in told(story, "status").stdout
     )
     assert "every create is looked up first" in told(story, "show", PATIENT).stdout
     refused = told(story, "recovered", "--done", "--why", "well again")
     assert (refused.returncode, "windows of time" in refused.stderr) == (1, True)
-    assert told(story, "recovered", "--done", "--accept", "--why", "well again").returncode == 0
+    monkeypatch.setenv("REVERSE_SYNC_CATCH_UP_OVERLAP_SECONDS", "0.5")
+    ends_at = time.monotonic() + 20
+    while told(story, "catch-up").stdout.count("the ledger was set back"):  # the end of the window is too young yet
+        assert time.monotonic() < ends_at, "it is never proven"
+    story.settles()
+    assert told(story, "recovered", "--done", "--why", "well again").returncode == 0
     done = story.sql("SELECT who, why FROM operator_actions WHERE action = 'recovered' ORDER BY id")
     assert done == [("Ada", "the disk died"), ("Ada", "well again")]

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from worker.errors import BadResource, MedplumRefused, MedplumUnavailable
-from worker.medplum.answer import BadPage, QueryRefused, content_of, failure, page_of, retry_after_s
+from worker.medplum.answer import BadPage, Crowded, QueryRefused, content_of, failure, page_of, retry_after_s
 
 
 def answer(content: bytes | str, status: int = 200, **headers: str) -> httpx.Response:
@@ -171,3 +171,12 @@ def test_a_binary_without_its_content_is_told(content: bytes) -> None:
     """A resource that only says where its content is: nobody goes there."""
     with pytest.raises(BadResource, match="without its content"):
         content_of(answer(content, Content_Type=FHIR))
+
+
+def test_a_cursor_that_stands_still_is_told_by_its_outcome() -> None:
+    """The 500 of too many rows in one millisecond is one of its own; any other 500 is a matter of time."""
+    outcome = '{"resourceType":"OperationOutcome","issue":[{"diagnostics":"Error: Cursor fails to make progress"}]}'
+    assert type(failure(answer(outcome, 500), "a search of Patient")) is Crowded
+    for other in ('{"issue":[{"diagnostics":"Error: out of memory"}]}', "", '{"issue":[7]}', "[]"):
+        assert type(failure(answer(other, 500), "a search of Patient")) is MedplumUnavailable
+    assert type(failure(answer(outcome, 503), "a search of Patient")) is MedplumUnavailable
