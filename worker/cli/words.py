@@ -30,8 +30,8 @@ NEXT_BY_REASON = {
     "unproved link": "see its record in both systems: `links import` names it, a replay lets a new one be made",
     "conflict": "see both sides (`show REF --words`): a replay writes ours over what is there, and keeps that",
     "half-replaced": "mend what it names, then replay it at once: until then the legacy system has no such record",
-    "moved": 'move the record in the legacy system by hand, or declare moved="replace" on the route, then replay it; '
-    "where the old record is gone for good, `reverse-sync replay REF --create-again --why …` makes a new one",
+    "moved": 'declare moved="replace" on the route and replay it; or move the record in the legacy system by hand: '
+    "`reverse-sync replay REF --create-again --why …` finds it where it is then, or makes a new one where it is gone",
     "restored": "see whether the old record can be brought back there; a replay makes a new one",
     "imported": "see both sides (`show REF --words`): a replay writes ours over what was imported",
     "found": "see the records that were found: link the right one by `reverse-sync links import`, then replay it",

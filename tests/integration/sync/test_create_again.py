@@ -169,3 +169,22 @@ def test_of_several_records_only_those_are_given_up_that_are_gone(story: Story) 
         looked(story).of(PRESSURE)
     slot = story.links(PRESSURE)[0]["slot"]
     assert [link.slot for link in looked(story).of(PRESSURE, slot)] == [slot]
+
+
+def test_a_record_that_somebody_moved_by_hand_is_found_where_it_is(story: Story) -> None:
+    """Held as moved, and moved in the clinic by hand: the look finds it under its new patient, and links it there."""
+    story.changes(patient(), patient("p2"), condition())
+    story.settles()
+    story.changes(condition(of="Patient/p2"))
+    story.settles()
+    assert (story.state(CONDITION), story.mirror(CONDITION)["reason"]) == ("held", "moved")
+    with pytest.raises(LedgerError, match="is there"):
+        looked(story).of(CONDITION)
+    other = only(story.links("Patient/p2"))["keys"]["number"]
+    story.edits("problem/1", patient_number=other)
+    assert [link.keys for link in looked(story).of(CONDITION)] == [{"id": 1}]
+    forgets(story, CONDITION)
+    story.settles()
+    assert story.state(CONDITION) == "current"
+    assert only(story.links(CONDITION))["parents"] == {"patient": "Patient/p2"}
+    assert [each["id"] for each in story.records("problem")] == [1]
