@@ -61,7 +61,9 @@ def test_a_lost_row_breaks_the_identity(story: Story) -> None:
     story.hears("v1", "v2")
     story.sql("DELETE FROM changes WHERE version_id = 'v1'")
     assert story.ledger.status()["identity_holds"] is False
-    story.sql("INSERT INTO counters (name, source, resource_type, value) VALUES ('purged', 'notification', 'Patient', 1)")
+    story.sql(
+        "INSERT INTO counters (name, source, resource_type, value) VALUES ('purged', 'notification', 'Patient', 1)"
+    )
     assert story.ledger.status()["identity_holds"] is True
 
 
