@@ -116,6 +116,10 @@ class CatchUp:
             stopping=stopping,
         )
 
+    def provable_from(self, window: Window) -> datetime | None:
+        """Say from when on a reading proves the end of a time in doubt; None for a route's own window."""
+        return None if window.to_at is None else window.to_at + self._overlap
+
     def turn(self, resource_type: str, *, for_s: float = TURN_S, by_a_person: bool = False) -> Turn | None:
         """Read what is to be read of a type, for some seconds. None: somebody else is at it.
 
