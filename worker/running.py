@@ -65,8 +65,9 @@ class Running:
         self._sync: Syncs | None = None
         self._watchdog: Watchdog | None = None
         self._cell: Cell | None = None
-        self._medplum: Medplum | None = None  # of the periodic reading: its first turn opens it
-        self._medplum_lock = threading.Lock()
+        self._medplum: Medplum | None = None  # of catch-up: its first turn opens it
+        self._catching: CatchUp | None = None
+        self._catching_lock = threading.Lock()
 
     @classmethod
     def worker(cls, instance: Instance) -> Running:
@@ -149,18 +150,10 @@ class Running:
 
     def catch_up(self, resource_type: str) -> None:
         """Read some of a type's time in Medplum, for what no notification told of; the rest is asked for again."""
-        settings = self._settings
-        if self.stopping.is_set() or self._watchdog is None or not isinstance(settings, WorkerSettings):
+        if self.stopping.is_set() or self._watchdog is None or not isinstance(self._settings, WorkerSettings):
             return
-        with self._medplum_lock:
-            medplum = self._medplum = self._medplum or Medplum.of(settings)
-        catching = CatchUp.of(
-            settings,
-            ledger=self.ledger,
-            medplum=medplum,
-            instance=self.instance.id,
-            stopping=self.stopping.is_set,
-        )
+        with self._catching_lock:
+            catching = self._catching = self._catching or self._open_catch_up(self._settings)
         with self._watchdog.watch(f"catch-up of {resource_type}"):
             turn = catching.turn(resource_type)
         if turn is not None:
@@ -177,6 +170,16 @@ class Running:
         assert self._sync is not None  # noqa: S101 - only `worker.alone` calls, and it opens a worker
         with log.bound(reference=reference):
             return self._sync.run(reference, alone=True)
+
+    def _open_catch_up(self, settings: WorkerSettings) -> CatchUp:
+        self._medplum = Medplum.of(settings)
+        return CatchUp.of(
+            settings,
+            ledger=self.ledger,
+            medplum=self._medplum,
+            instance=self.instance.id,
+            stopping=self.stopping.is_set,
+        )
 
     def _in_the_cell(self, reference: str) -> tuple[str, str]:
         assert self._cell is not None  # noqa: S101 - made together with the sync

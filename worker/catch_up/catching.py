@@ -26,7 +26,7 @@ from worker.settings import WorkerSettings
 __all__ = ["DUE_MOST", "CatchUp", "Found", "Turn"]
 
 TURN_S = 4.0
-HOLD_S = 30.0  # longer than a turn and the call that it may end with; who dies in one delays its type by no more
+HOLD_S = 10.0  # beyond a turn, for the call that it may end with; who dies in one delays its type by no more
 AT_A_TIME = 250
 YOUNG_S = 10.0
 """The notification of a row that is so young may be under way: a periodic reading leaves it to its next one."""
@@ -91,6 +91,7 @@ class CatchUp:
         self._every_s, self._overlap, self._sweep_over_s = every_s, timedelta(seconds=overlap_s), sweep_over_s
         self._stopping, self._monotonic = stopping, monotonic
         self._make_reading, self._due_most = reading, due_most
+        self._readings: dict[str, Reading] = {}  # by type: how large a page of it may be was found out once
         self._sweeping = Sweeping(ledger=ledger, medplum=medplum, over_s=sweep_over_s, due_most=due_most)
         self._young = timedelta(seconds=min(YOUNG_S, overlap_s / 2))
 
@@ -114,6 +115,10 @@ class CatchUp:
             sweep_over_s=settings.sweep_days * DAY_S,
             stopping=stopping,
         )
+
+    def provable_from(self, window: Window) -> datetime | None:
+        """Say from when on a reading proves the end of a time in doubt; None for a route's own window."""
+        return None if window.to_at is None else window.to_at + self._overlap
 
     def turn(self, resource_type: str, *, for_s: float = TURN_S, by_a_person: bool = False) -> Turn | None:
         """Read what is to be read of a type, for some seconds. None: somebody else is at it.
@@ -153,9 +158,8 @@ class CatchUp:
         rows, changes, left = 0, set[tuple[str, str | None]](), list[str]()
         for begin, end in spans:
             position: Position | None = Position(begin)
-            reading = self._make_reading(self._medplum)
             while position is not None:
-                step = reading.step(resource_type, position, begin=begin, end=end)
+                step = self._reading(resource_type).step(resource_type, position, begin=begin, end=end)
                 for hints, _ in step.parts(AT_A_TIME):
                     rows += len(hints)
                     changes |= {(hint.reference, hint.version_id) for hint in self._ledger.unsettled(hints)}
@@ -164,12 +168,15 @@ class CatchUp:
                 tell(rows)
         return Found(resource_type, rows, len(changes), tuple(left))
 
+    def _reading(self, resource_type: str) -> Reading:
+        return self._readings.setdefault(resource_type, self._make_reading(self._medplum))
+
     def _goes_on(self, turn: Turn) -> bool:
         return not turn.over and not self._stopping() and self._monotonic() < turn.ends_at
 
     def _read(self, window: Window, turn: Turn) -> None:
         """Read one window from where it stands, until it is read through or the turn is over."""
-        reading = self._make_reading(self._medplum)
+        reading = self._reading(window.resource_type)
         try:
             while self._goes_on(turn):
                 position = Position.of(window.position, window.from_at)

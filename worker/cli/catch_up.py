@@ -48,6 +48,7 @@ class _Read:
     trouble: str = ""
     proven_to: datetime | None = None
     unproven: tuple[Window, ...] = field(default_factory=tuple)
+    young: dict[int, datetime] = field(default_factory=dict)  # by window: it was read, and is proven by a later reading
 
     def told(self) -> dict[str, Any]:
         return {
@@ -157,6 +158,10 @@ def _caught_up(ledger: Ledger, catching: CatchUp, resource_type: str, *, as_json
                 time.sleep(_WAIT_S)
     read.proven_to = ledger.watermark(resource_type)
     read.unproven = tuple(window for window in ledger.unread_windows(resource_type) if window.reason is not None)
+    for window in read.unproven:
+        provable = catching.provable_from(window)
+        if provable is not None and provable > datetime.now(UTC) and window.position is None:
+            read.young[window.id] = provable
     return read
 
 
@@ -246,7 +251,7 @@ def _tell_read(read: dict[str, _Read], *, as_json: bool) -> None:
             proven = "nothing is proven yet" if one.proven_to is None else f"proven up to {_moment(one.proven_to)}"
             click.echo(f"{each}: {one.rows:,} rows, {count(one.found, 'change')} found; {proven}{_but(one.trouble)}")
             for window in one.unproven:
-                click.echo(f"    not proven: {_span(window)}: {window.reason}")
+                click.echo(f"    not proven: {_span(window)}: {window.reason}{_young(one.young.get(window.id))}")
     sys.exit(1 if any(one.trouble for one in read.values()) else 0)
 
 
@@ -258,6 +263,10 @@ def _window(window: Window) -> dict[str, Any]:
 def _span(window: Window) -> str:
     begins, ends = window.from_at, window.to_at or window.from_at
     return f"{begins:%Y-%m-%d %H:%M:%S.%f} UTC" if begins == ends else f"{_moment(begins)} to {_moment(ends)}"
+
+
+def _young(provable: datetime | None) -> str:
+    return "" if provable is None else f"; it was read, and the workers prove it after {_moment(provable)}"
 
 
 def _moment(moment: datetime) -> str:

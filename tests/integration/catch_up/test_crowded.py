@@ -25,6 +25,9 @@ def crowd(number: int, crowded: int, begin: datetime) -> list[dict[str, Any]]:
     return made
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True, ids=str
+)
 def test_a_crowded_millisecond_is_read_whole(story: Story) -> None:
     """Of 2,500 resources 1,200 share one millisecond: each becomes one change, and the time is proven."""
     begin = story.begins() + timedelta(minutes=1)

@@ -250,6 +250,8 @@ def test_the_command_says_what_stays_unproven(story: Story) -> None:
     story.ledger.doubt("Patient", story.clock.now - DAY, story.clock.now, "the Subscription was off")
     ended = told(story, "catch-up", "--type", "Patient", "--json")
     told_of = json.loads(ended.stdout)["Patient"]
+    in_words = told(story, "catch-up", "--type", "Patient").stdout
+    assert "the Subscription was off; it was read, and the workers prove it after" in in_words
     assert (ended.returncode, [each["reason"] for each in told_of["unproven"]]) == (0, ["the Subscription was off"])
     assert "not proven     Patient" in told(story, "status").stdout
     refused = told(story, "catch-up", "--type", "Device")
