@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,17 @@ def _wait_for(url: str) -> None:
             time.sleep(0.05)
         else:
             return
+
+
+def test_the_page_tells_of_each_route_and_of_time_that_is_not_proven(ledger: Ledger, tmp_path: Path) -> None:
+    """Accounts, lag and watermark by route, and each time in doubt with its reason, escaped."""
+    begin = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+    ledger.doubt("Patient", begin, begin + timedelta(minutes=5), "the Subscription was <off>")
+    page = get(tmp_path, "/").text
+    assert "<h2>Routes</h2>" in page
+    assert "<tr><th>Patient</th><td>shadow</td>" in page
+    assert "<h2>Not proven: 1</h2>" in page
+    assert "the Subscription was &lt;off&gt;" in page
+    metrics = get(tmp_path, "/metrics").text
+    assert 'reverse_sync_ledger_unproven_windows{resource_type="Patient"} 1.0' in metrics
+    assert 'reverse_sync_ledger_watermark_seconds{resource_type="Patient"}' in metrics
