@@ -11,6 +11,7 @@ from worker.ledger.database import Transaction, reads
 from worker.ledger.identifying import BOUNCES_ALARM, TO_IDENTIFY
 from worker.ledger.phasing import OTHER_VERSION
 from worker.ledger.store import Store
+from worker.ledger.subscribing import in_short
 from worker.ledger.tables import attempts, changes, counters, jobs, links, mirrors, operator_actions
 from worker.ledger.tables import writes as announced_writes
 from worker.ledger.values import Disposition, LinkState, State
@@ -53,6 +54,7 @@ class Report(Store):
             "oldest_open_seconds": _age(tx, oldest),
             "oldest_to_identify_seconds": _age(tx, tx.execute(_longest_to_identify).scalar_one()),
             "last_dispatch_seconds": _age(tx, dispatched),
+            **in_short(tx),
         }
 
     @reads
