@@ -26,10 +26,12 @@ __all__ = [
     "NotReference",
     "TriedAgain",
     "WordsOnly",
+    "ask_for_watch",
     "ask_for_write_back",
     "dispatch",
     "free_leases",
     "sync",
+    "watch_subscriptions",
     "witness",
     "write_back",
 ]
@@ -121,6 +123,18 @@ def ask_for_write_back() -> None:
 def write_back(resource_type: str) -> None:
     """Put the keys of some legacy records on their Medplum resources."""
     running().write_back(resource_type)
+
+
+@app.task(base=WordsOnly, name="worker.tasks.ask_for_watch")
+def ask_for_watch() -> None:
+    """Have a worker look at the Subscriptions, if there are any of ours."""
+    running().dispatch.watch()
+
+
+@app.task(base=WordsOnly, name="worker.tasks.watch_subscriptions")
+def watch_subscriptions(_: str) -> None:
+    """Look at each Subscription of ours, and at the deliveries that fail."""
+    running().watch_subscriptions()
 
 
 _NEEDS_PERSON = frozenset({"failed", "held"})

@@ -38,6 +38,9 @@ class Backlog:
     def types_to_identify(self) -> tuple[str, ...]:
         return tuple(self._due)
 
+    def watches(self) -> bool:
+        return bool(self._due)
+
     def forget_own_versions(self, *, after: timedelta) -> int:
         self.forgot_after = after
         return 2
@@ -147,3 +150,13 @@ def test_another_dispatcher_took_the_turn_of_write_back() -> None:
     ledger, wire = Backlog(["Patient"], turn=False), Wire()
     Dispatch(ledger, wire, instance="dispatch-2").write_back()
     assert (wire.published, ledger.done) == ([], [])
+
+
+def test_the_watch_is_asked_for_where_there_is_something_to_watch() -> None:
+    """One message in each turn; none without Subscriptions, none out of turn."""
+    asked = []
+    for due, turn in ((["a"], True), ([], True), (["a"], False)):
+        wire = Wire()
+        Dispatch(Backlog(due, turn=turn), wire, instance="i").watch()
+        asked.append(wire.published)
+    assert asked == [["all"], [], []]
