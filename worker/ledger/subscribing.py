@@ -150,7 +150,7 @@ class Subscribing(Store):
     def doubt(self, tx: Transaction, resource_type: str, from_at: datetime, to_at: datetime, reason: str) -> None:
         """Open a window that catch-up has to prove; one that overlaps for the same reason grows instead.
 
-        A window whose pages are being read does not grow at its beginning: what lies before gets a window of its own.
+        A window whose pages are being read does not grow: who proves it may not notice.
         """
         _doubt(tx, resource_type, from_at, to_at, reason)
 
@@ -301,9 +301,12 @@ def _subscribed(row: Any) -> Subscribed:
 def _doubt(tx: Transaction, resource_type: str, from_at: datetime, to_at: datetime, reason: str) -> None:
     unproven = and_(windows.c.resource_type == resource_type, windows.c.proven_at.is_(None), windows.c.reason == reason)
     near = and_(windows.c.from_at <= to_at, windows.c.to_at >= from_at)
-    begun_later = and_(windows.c.position.is_not(None), windows.c.from_at > from_at)
     row = tx.execute(
-        select(windows).where(unproven, near, ~begun_later).order_by(windows.c.id).limit(1).with_for_update()
+        select(windows)
+        .where(unproven, near, windows.c.position.is_(None))
+        .order_by(windows.c.id)
+        .limit(1)
+        .with_for_update()
     ).one_or_none()
     if row is not None:
         grown = {"from_at": min(row.from_at, from_at), "to_at": max(row.to_at, to_at)}

@@ -1,8 +1,9 @@
 """The watch: looks at each Subscription, alarms once per change of state, switches on again what was switched off.
 
 It runs in a worker, which may read Subscription and AuditEvent; to switch one on again it has to write Subscription.
-What was in doubt meanwhile becomes a window, which catch-up proves: from the last look that found all well. It never
-reads a change itself, and no alarm holds a secret.
+What is in doubt meanwhile becomes a window, which catch-up proves: from the last look that found all well, and then
+look by look, so that catch-up stands in for a Subscription that sends nothing. It never reads a change itself, and no
+alarm holds a secret.
 """
 
 from __future__ import annotations
@@ -136,14 +137,20 @@ class Watch:
         if look.state is SubscriptionState.OK:
             self._well(resource_type, row, until=sight.at)
             return look.state
-        if self._ledger.note_look(resource_type, look, sure_until=None):
-            self._alarm(resource_type, look)
-        if look.state is SubscriptionState.SILENT and row is not None and row.look.state is not look.state:
-            self._doubt(resource_type, row, DOUBTS[look.state], until=sight.at)  # it goes on: to_at grows at its end
+        self._note(resource_type, look, sure_until=None)
         if look.state in _OFF and mine is not None and self._rearms and self._rearm(mine):
             self._well(resource_type, self._again(resource_type), until=self._clock())
             return SubscriptionState.OK
+        if row is not None and look.state is not SubscriptionState.FAILING:
+            self._doubt(resource_type, row, DOUBTS[look.state], until=sight.at)  # catch-up stands in, look by look
+            self._note(resource_type, look, sure_until=sight.at)
         return look.state
+
+    def _note(self, resource_type: str, look: Look, *, sure_until: datetime | None) -> None:
+        """Note trouble, and alarm if it is new."""
+        if self._ledger.note_look(resource_type, look, sure_until=sure_until):
+            SUBSCRIPTION_ALARMS.labels(resource_type, look.state.value).inc()
+            _log.error("a Subscription is in trouble", type=resource_type, state=look.state.value, why=look.reason)
 
     def _well(self, resource_type: str, row: Subscribed | None, *, until: datetime) -> None:
         """Note that all is well; the time since it last was becomes a window, if it was not."""
@@ -234,10 +241,6 @@ class Watch:
         self._once(f"{words}; {_READ}")
         self._ledger.job_done(JOB, words)
         return words
-
-    def _alarm(self, resource_type: str, look: Look) -> None:
-        SUBSCRIPTION_ALARMS.labels(resource_type, look.state.value).inc()
-        _log.error("a Subscription is in trouble", type=resource_type, state=look.state.value, why=look.reason)
 
     def _once(self, words: str) -> None:
         if words not in self._said:

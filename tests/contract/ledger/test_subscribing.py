@@ -98,13 +98,13 @@ def test_a_proven_window_never_grows(ledger: Ledger) -> None:
     assert spans(ledger) == [(at(10), at(20), "off"), (at(10), at(30), "off")]
 
 
-def test_a_window_that_is_being_read_does_not_grow_at_its_beginning(ledger: Ledger) -> None:
-    """Its pages before the position would never be read; at its end it grows."""
+def test_a_window_that_is_being_read_does_not_grow(ledger: Ledger) -> None:
+    """Who reads it proves what it was when the reading began; what comes then has a window of its own."""
     ledger.doubt("Patient", at(10), at(20), "off")
     ledger.database.write(lambda tx: tx.execute(update(windows).values(position="page 2")))
     ledger.doubt("Patient", at(15), at(25), "off")
     ledger.doubt("Patient", at(5), at(12), "off")
-    assert spans(ledger) == [(at(10), at(25), "off"), (at(5), at(12), "off")]
+    assert spans(ledger) == [(at(10), at(20), "off"), (at(15), at(25), "off"), (at(5), at(12), "off")]
 
 
 def test_until_now_is_the_databases_now(ledger: Ledger, clock: Clock) -> None:

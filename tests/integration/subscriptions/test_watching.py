@@ -78,17 +78,22 @@ def test_one_that_was_switched_off_is_switched_on_again(well: Clinic, status: st
 
 
 def test_where_it_may_not_write_it_says_so_and_alarms_once(well: Clinic) -> None:
-    """It stays off, is alarmed once however often it is seen, and `apply` ends it with the window."""
+    """It stays off, and is alarmed once however often it is seen; until `apply` a window grows from look to look."""
     forbidden = {"status": 403, "methods": ["PATCH"], "types": ["Subscription"], "clients": ["sync"]}
     well.sandbox("faults", api=[forbidden])
     well.by_hand(status="off")
     watch, before = well.watch(), alarms("off")
+    good = next(row.sure_until for row in well.ledger.subscriptions() if row.resource_type == "Patient")
     for _ in range(3):
+        begin = datetime.now(UTC)
         watch.turn()
+        first, last = window(well)
+        assert good is not None
+        assert first == good - MARGIN
+        assert begin <= last <= datetime.now(UTC)
     assert well.state() == "off"
     assert alarms("off") == before + 1
     assert any("reverse-sync subscriptions apply" in words for words in watch._said)
-    assert well.windows() == []
     well.apply()
     assert well.windows() == [("Patient", "subscription was off")]
     well.sandbox("clear")
