@@ -22,7 +22,7 @@ from webhook.signature import Secrets
 from worker.errors import LedgerOutdated, LedgerUnavailable, SettingsInvalid
 from worker.ledger.subscribing import RECEIVER, KeptSecret
 from worker.ledger.values import RouteRow
-from worker.log import get
+from worker.log import described, get
 from worker.settings import ReceiverSettings
 
 __all__ = ["LOOK_EVERY_S", "Knowing", "Known"]
@@ -83,8 +83,12 @@ class Known:
         """Look again every few seconds, until it is cancelled."""
         while True:
             came, signed = self._worth_noting()
-            with suppress(LedgerUnavailable):
+            try:
                 await asyncio.to_thread(self._look, came, signed)
+            except LedgerUnavailable:
+                pass  # what was known goes on being true
+            except Exception as error:  # a look that fails must not be the last one
+                log.error("what the ledger knows could not be looked up", error=described(error))  # noqa: TRY400 - nothing of its text
             await asyncio.sleep(LOOK_EVERY_S)
 
     def leave(self) -> None:

@@ -397,3 +397,28 @@ def test_a_new_secret_is_known_at_the_next_look() -> None:
     known._look((), ())
     assert not signs("new")
     assert signs(SECRET)
+
+
+def test_a_look_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a ledger that is away nor a defect ends the looking."""
+    ledger = Ledger("Patient")
+    known = Known(ledger, settings())
+    errors: list[Exception] = [LedgerUnavailable("away"), RuntimeError("a defect")]
+    looked = known._look
+
+    def look(came: Collection[str], signed: Collection[str]) -> None:
+        if errors:
+            raise errors.pop(0)
+        looked(came, signed)
+
+    async def until_it_is_known() -> None:
+        looking = asyncio.create_task(known.look_for_ever())
+        async with asyncio.timeout(10):
+            while not ledger.said:
+                await asyncio.sleep(0)
+        looking.cancel()
+
+    monkeypatch.setattr(known, "_look", look)
+    monkeypatch.setattr("webhook.known.LOOK_EVERY_S", 0.0)
+    asyncio.run(until_it_is_known())
+    assert errors == []
