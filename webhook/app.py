@@ -6,8 +6,8 @@ Any ASGI server can run `webhook.app:app`. Only `python -m webhook` adds the lim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -18,10 +18,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from webhook.inbox import Accepting, Bell, Inbox
+from webhook.known import Knowing, Known
 from webhook.receive import Receiver
-from worker.errors import LedgerOutdated, LedgerUnavailable, ReverseSyncError
+from worker.errors import LedgerOutdated, ReverseSyncError
 from worker.ledger import Ledger
-from worker.ledger.values import RouteRow
 from worker.log import configure
 from worker.publish import Doorbell, broker_url
 from worker.settings import ReceiverSettings
@@ -29,15 +29,12 @@ from worker.settings import ReceiverSettings
 __all__ = ["FromEnvironment", "Intake", "app", "create_app"]
 
 PATH: Final = "/medplum"
-ROUTES_EVERY_S: Final = 3.0
-CONNECTIONS: Final = 3  # one commits, one reads the routes, one to spare
+CONNECTIONS: Final = 3  # one commits, one looks things up, one to spare
 MIGRATE_FIRST: Final = "run `reverse-sync migrate` first"
 
 
-class Intake(Accepting, Protocol):
+class Intake(Accepting, Knowing, Protocol):
     """What the receiver needs of the ledger."""
-
-    def routes(self) -> Mapping[str, RouteRow]: ...
 
 
 def create_app(settings: ReceiverSettings, *, ledger: Intake | None = None, bell: Bell | None = None) -> ASGIApp:
@@ -59,18 +56,19 @@ def create_app(settings: ReceiverSettings, *, ledger: Intake | None = None, bell
 
 
 def _wire(settings: ReceiverSettings, ledger: Intake, bell: Bell, ours: ExitStack) -> ASGIApp:
-    routed = _Routed(ledger)
+    known = Known(ledger, settings)
     inbox = Inbox(ledger, bell)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         with ours:
-            looking = asyncio.create_task(routed.look_for_ever())
+            looking = asyncio.create_task(known.look_for_ever())
             yield
             looking.cancel()
             await inbox.close()
+            await asyncio.to_thread(known.leave)
 
-    receiver = Receiver(settings, inbox, routed.types)
+    receiver = Receiver(settings, inbox, known)
     everything = Starlette(
         routes=[Route(PATH, receiver, methods=["POST"]), Route("/livez", _alive, methods=["GET"])], lifespan=lifespan
     )
@@ -83,25 +81,6 @@ def _wire(settings: ReceiverSettings, ledger: Intake, bell: Bell, ours: ExitStac
         await (receiver if straight else everything)(scope, receive, send)
 
     return application
-
-
-class _Routed:
-    """The resource types that have a route, looked up again every few seconds."""
-
-    def __init__(self, ledger: Intake) -> None:
-        self._ledger = ledger
-        self._types: Collection[str] = frozenset(ledger.routes())
-        if not self._types:
-            raise LedgerOutdated(f"the ledger knows no routes: {MIGRATE_FIRST}")
-
-    def types(self) -> Collection[str]:
-        return self._types
-
-    async def look_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(ROUTES_EVERY_S)
-            with suppress(LedgerUnavailable):  # what was known goes on being true
-                self._types = frozenset(await asyncio.to_thread(self._ledger.routes))
 
 
 def _open(url: str, settings: ReceiverSettings) -> Ledger:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -16,8 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from webhook import notification
 from webhook.inbox import Inbox
+from webhook.known import Known
 from webhook.notification import SUBSCRIPTION, Headers
-from webhook.signature import Secrets, SharedHeader, is_signature
+from webhook.signature import SharedHeader, is_signature
 from worker.errors import BadResource, LedgerUnavailable
 from worker.log import RepeatLimit, described, get
 from worker.metrics import ACCEPT_SECONDS, NOTIFICATIONS
@@ -43,15 +44,14 @@ def count(status: int) -> None:
 
 
 class Receiver:
-    """The endpoint. What it needs is given to it: the inbox, and which resource types have a route."""
+    """The endpoint. What it needs is given to it: the inbox, and what is known of routes and secrets."""
 
-    def __init__(self, settings: ReceiverSettings, inbox: Inbox, routed: Callable[[], Collection[str]]) -> None:
-        self._secrets = Secrets(settings.webhook_secrets)
+    def __init__(self, settings: ReceiverSettings, inbox: Inbox, known: Known) -> None:
+        self._known = known
         self._shared_header = SharedHeader(settings.webhook_token)
         self._max_body_bytes = settings.max_body_bytes
         self._room = _Room(settings.max_bodies_bytes)
         self._inbox = inbox
-        self._routed = routed
         self._lines = RepeatLimit(lines=LINES_PER_10_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,12 +85,14 @@ class Receiver:
         signature = self._admit(headers)
         data = await body.read(receive)
         arrived = time.perf_counter()
-        if not self._secrets.sign(data, signature, headers.all(SUBSCRIPTION)):
+        key = self._known.secrets.signer(data, signature, headers.all(SUBSCRIPTION))
+        if key is None:
             raise _Refusal(HTTPStatus.UNAUTHORIZED, "X-Signature does not fit the body")
         hint = notification.read(headers, data)
-        if hint.resource_type not in self._routed():
+        if hint.resource_type not in self._known.types():
             hint = dataclasses.replace(hint, body=None)
         await self._inbox.put(hint)
+        self._known.came(hint.resource_type, key)
         ACCEPT_SECONDS.observe(time.perf_counter() - arrived)
 
     def _admit(self, headers: Headers) -> bytes:

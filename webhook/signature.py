@@ -28,27 +28,43 @@ def is_signature(value: bytes) -> bool:
 class Secrets:
     """Every secret that a notification may be signed with: a rotation needs two for a while."""
 
-    def __init__(self, by_subscription: Mapping[str, Sequence[SecretStr]]) -> None:
+    def __init__(
+        self, by_subscription: Mapping[str, Sequence[SecretStr]], *, strangers: Sequence[SecretStr] = ()
+    ) -> None:
+        """Take the secrets by the Subscription's id.
+
+        `strangers` are for one whose id is not known yet, as of a new one at its first delivery: any of them may do.
+        """
         common = _keys(by_subscription.get(COMMON, ()))
-        self._common = common
+        self._common = tuple(dict.fromkeys(common + _keys(strangers)))
         self._own = {
             name.encode(): tuple(dict.fromkeys(_keys(secrets) + common))
             for name, secrets in by_subscription.items()
             if name != COMMON
         }
-        self._all = tuple(dict.fromkeys(key for keys in (common, *self._own.values()) for key in keys))
+        self._all = tuple(dict.fromkeys(key for keys in (self._common, *self._own.values()) for key in keys))
+
+    @property
+    def none(self) -> bool:
+        """Tell that there is nothing to verify with."""
+        return not self._all
 
     def sign(self, body: bytes, signature: bytes, subscriptions: Sequence[bytes]) -> bool:
-        """Say whether one of the secrets that apply made this signature.
+        """Say whether one of the secrets that apply made this signature."""
+        return self.signer(body, signature, subscriptions) is not None
+
+    def signer(self, body: bytes, signature: bytes, subscriptions: Sequence[bytes]) -> bytes | None:
+        """Return the secret that made this signature, of those that apply.
 
         Which Subscription sent it is a header, thus only a hint: where it is missing (old servers) or doubled
         (`channel.header` can do that) each secret is tried.
         """
         given = bytes.fromhex(signature.decode("ascii"))
-        fits = False
+        found = None
         for key in self._applying(subscriptions):
-            fits |= hmac.compare_digest(hmac.digest(key, body, "sha256"), given)
-        return fits
+            if hmac.compare_digest(hmac.digest(key, body, "sha256"), given):
+                found = key
+        return found
 
     def _applying(self, subscriptions: Sequence[bytes]) -> tuple[bytes, ...]:
         if len(subscriptions) != 1:

@@ -1,4 +1,6 @@
-"""Whether a deployment can work: settings, database, broker, Medplum, legacy APIs, each asked. It changes nothing.
+"""Whether a deployment can work: settings, database, broker, Medplum, legacy APIs, each asked.
+
+It changes nothing, but for `end_to_end`, which writes a test resource to Medplum and takes it away again.
 
 Every finding is ok or says what to do; none holds a secret or a value from a patient's record.
 """
@@ -10,18 +12,21 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from worker.errors import ReverseSyncError
+from pydantic import SecretStr
+
+from worker.errors import LedgerError, LedgerOutdated, ReverseSyncError
 from worker.ledger import Ledger
 from worker.ledger.migrate import current, head
 from worker.ledger.operate import ADOPT
 from worker.ledger.values import Phase
 from worker.publish import Publisher, broker_url
-from worker.settings import BrokerSettings, ReceiverSettings, Settings, WorkerSettings
+from worker.settings import AdminSettings, BrokerSettings, ReceiverSettings, Settings, WorkerSettings
 
 if TYPE_CHECKING:
     from worker.mapping import Routes
+    from worker.medplum import Medplum
 
-__all__ = ["PROCESSES", "Finding", "legacy", "run"]
+__all__ = ["PROCESSES", "Finding", "end_to_end", "legacy", "run"]
 
 PROCESSES: Mapping[str, type[BrokerSettings]] = {
     "web": ReceiverSettings,
@@ -75,6 +80,7 @@ def _ledger() -> Iterator[Finding]:
     )
     if migrated:
         yield from _key(settings)
+        yield from _secrets(settings)
 
 
 def _key(settings: Settings) -> Iterator[Finding]:
@@ -85,6 +91,20 @@ def _key(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "bodies can be sealed", seals or not live, "" if seals else needed if live else "needed before a route is live"
     )
+
+
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    """Ask whether a receiver here has anything to verify with; where its settings are wrong, that is told already."""
+    try:
+        given = bool(ReceiverSettings.read().webhook_secrets)
+    except ReverseSyncError:
+        return
+    with closing(Ledger.of(settings, connections=1)) as ledger:
+        given = given or bool(ledger.subscription_secrets())
+    advice = (
+        "`reverse-sync subscriptions apply` makes a secret for each Subscription; or set REVERSE_SYNC_WEBHOOK_SECRETS"
+    )
+    yield Finding("notifications can be verified", given, "" if given else advice)
 
 
 def _broker() -> Iterator[Finding]:
@@ -119,7 +139,54 @@ def _worker() -> Iterator[Finding]:
         identified = [name for name, route in routes.items() if route.identifier is not None]
         for name, ok, advice in medplum.check([*routes, *routes.parts], writes=identified):
             yield Finding(name, ok, advice)
+        for name, ok, advice in _watch(settings, medplum):
+            yield Finding(name, ok, advice)
     yield from _legacy(settings, routes)
+
+
+def _watch(settings: WorkerSettings, medplum: Medplum) -> list[tuple[str, bool, str]]:
+    """Ask for the rights of the watch, where there is a Subscription to be watched."""
+    try:
+        if current(settings.database_url) != head():
+            return []
+        with closing(Ledger.of(settings, connections=1)) as ledger:
+            watches = ledger.watches()
+    except ReverseSyncError:
+        return []
+    lines = medplum.check(["Subscription", "AuditEvent"], writes=["Subscription"] if settings.watch_rearms else [])
+    return lines[1:] if watches else []  # that Medplum lets the client in is told already
+
+
+def end_to_end(resource_type: str | None = None) -> Iterator[Finding]:
+    """Write a test resource to Medplum, and see its notifications come: as an administrator, from a terminal."""
+    from worker.mapping import load_routes
+    from worker.medplum.admin import Admin
+    from worker.subscriptions.causes import Expected
+    from worker.subscriptions.doctor import Doctor
+    from worker.subscriptions.wanted import needed
+
+    settings = AdminSettings.read()
+    if current(settings.database_url) != head():
+        raise LedgerOutdated("the ledger's tables are not those of this release: run `reverse-sync migrate`")
+    with closing(Ledger.of(settings, connections=1)) as ledger, Admin.admin(settings) as admin:
+        known = ledger.routes()
+        types = needed(load_routes(settings.routes), known)
+        runs = (name for name in types if known[name].phase is not Phase.PAUSED)
+        chosen = resource_type or next(runs, None)
+        if chosen is None or chosen not in types:
+            raise LedgerError(f"no route of {chosen or 'any type'} is live or shadows: there are {', '.join(types)}")
+        secrets = [one.value for one in ledger.subscription_secrets()] + _given_secrets()
+        expected = Expected(chosen, settings.endpoint, settings.webhook_token, secrets)
+        for result in Doctor(ledger=ledger, admin=admin, expected=expected).examine():
+            yield Finding(result.name, result.ok, result.advice)
+
+
+def _given_secrets() -> list[SecretStr]:
+    """Return the secrets of a receiver's settings, where they are here."""
+    try:
+        return [secret for secrets in ReceiverSettings.read().webhook_secrets.values() for secret in secrets]
+    except ReverseSyncError:
+        return []
 
 
 def legacy() -> Iterator[Finding]:

@@ -23,7 +23,9 @@ CATCH_UP_CROWDED_S = 60.0
 """How often catch-up is asked for all the same while the queue is crowded: it holds messages that wait a while."""
 
 CATCH_UP_TASK = "worker.tasks.catch_up"
+WATCH_EVERY_S = 60.0
 WRITE_BACK_TASK = "worker.tasks.write_back"
+WATCH_TASK = "worker.tasks.watch_subscriptions"
 CROWDED = 100
 """With so many messages before it, write-back waits: it can do so for days, and changes cannot."""
 
@@ -53,6 +55,8 @@ class _Ledger(Protocol):
 
     def forget_own_versions(self, *, after: timedelta) -> int: ...
 
+    def watches(self) -> bool: ...
+
     def job(self, name: str, *, every_s: float, instance: str) -> bool: ...
 
     def job_done(self, name: str, outcome: str) -> None: ...
@@ -61,11 +65,20 @@ class _Ledger(Protocol):
 class Dispatch:
     """The periodic jobs. Each takes its turn in the ledger first: several dispatch workers do the work of one."""
 
-    def __init__(self, ledger: _Ledger, publisher: Publisher, *, instance: str, depth: int = DEPTH) -> None:
+    def __init__(
+        self,
+        ledger: _Ledger,
+        publisher: Publisher,
+        *,
+        instance: str,
+        depth: int = DEPTH,
+        watch_every_s: float = WATCH_EVERY_S,
+    ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._instance = instance
         self._depth = depth
+        self._watch_every_s = watch_every_s
 
     def top_up(self) -> None:
         """Publish what is due, up to the queue's depth.
@@ -139,3 +152,13 @@ class Dispatch:
         if types:
             self._publisher.publish(SYNC, CATCH_UP_TASK, types)
         self._ledger.job_done("catch_up", f"asked for {len(types)} types{', the queue is crowded' if crowded else ''}")
+
+    def watch(self) -> None:
+        """Have a worker look at the Subscriptions, if there are any of ours.
+
+        Raises:
+            BrokerAway: the next turn asks again.
+            LedgerUnavailable: nothing was asked for.
+        """
+        if self._ledger.watches() and self._ledger.job("watch", every_s=self._watch_every_s, instance=self._instance):
+            self._publisher.publish(SYNC, WATCH_TASK, ["all"])

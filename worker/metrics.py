@@ -18,6 +18,7 @@ __all__ = [
     "NOTIFICATIONS",
     "PUBLISHED",
     "REGISTRY",
+    "SUBSCRIPTION_ALARMS",
     "WRITE_BACKS",
     "ledger_exposition",
     "serve",
@@ -56,6 +57,12 @@ WRITE_BACKS = Counter(
     "reverse_sync_write_backs",
     "Tries to put a legacy key on its Medplum resource by how they ended",
     ["resource_type", "ended"],
+    registry=REGISTRY,
+)
+SUBSCRIPTION_ALARMS = Counter(
+    "reverse_sync_subscription_alarms",
+    "Changes of a Subscription's state that the watch saw, by the state that it went into",
+    ["resource_type", "state"],
     registry=REGISTRY,
 )
 

@@ -37,6 +37,11 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "options": {"queue": DISPATCH, "expires": 10.0},
     },
     "witness": {"task": "worker.tasks.witness", "schedule": 5.0, "options": {"queue": DISPATCH, "expires": 10.0}},
+    "watch": {
+        "task": "worker.tasks.ask_for_watch",
+        "schedule": 5.0,
+        "options": {"queue": DISPATCH, "expires": 10.0},
+    },
     "write_back": {
         "task": "worker.tasks.ask_for_write_back",
         "schedule": 5.0,
@@ -89,6 +94,7 @@ def configuration(url: str) -> dict[str, Any]:
         "task_routes": {
             "worker.tasks.sync": {"queue": SYNC},
             "worker.tasks.write_back": {"queue": SYNC},  # only there are Medplum's credentials
+            "worker.tasks.watch_subscriptions": {"queue": SYNC},
             "worker.tasks.*": {"queue": DISPATCH},
         },
         "task_create_missing_queues": False,  # a misspelt queue is an error, not a place where messages gather unseen

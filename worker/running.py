@@ -39,6 +39,8 @@ class Syncs(Protocol):
 
     def write_back(self, resource_type: str) -> str: ...
 
+    def watch_subscriptions(self) -> str: ...
+
     def close(self) -> None: ...
 
 
@@ -123,7 +125,8 @@ class Running:
     def dispatch(self) -> Dispatch:
         if self._dispatch is None:
             publisher = Publisher(broker_url(self._settings))
-            self._dispatch = Dispatch(self.ledger, publisher, instance=self.instance.id)
+            every_s = self._settings.watch_seconds
+            self._dispatch = Dispatch(self.ledger, publisher, instance=self.instance.id, watch_every_s=every_s)
         return self._dispatch
 
     def sync(self, reference: str) -> tuple[str, str]:
@@ -158,6 +161,13 @@ class Running:
             turn = catching.turn(resource_type)
         if turn is not None:
             _log.debug(f"catch-up of {resource_type}: {turn.words()}")
+
+    def watch_subscriptions(self) -> None:
+        """Look at each Subscription of ours once."""
+        if self.stopping.is_set() or self._sync is None or self._watchdog is None:
+            return
+        with self._watchdog.watch("the watch of Subscriptions"):
+            _log.debug(self._sync.watch_subscriptions())
 
     def keep_witness(self) -> None:
         """Write down outside the database how far the ledger has come, or pause everything if it was set back."""

@@ -29,6 +29,7 @@ SITE_PREFIX = "REVERSE_SYNC_SITE_"  # a mapping module's own settings; not judge
 S = TypeVar("S", bound="Settings")
 
 KEY_NAME_MOST, KEY_BYTES = 64, 32
+_SHARED = "the whole value of the shared Authorization header"
 
 
 class Settings(BaseModel):
@@ -98,15 +99,21 @@ class BrokerSettings(Settings):
     broker_url: SecretStr | None = Field(
         None, description="redis://… of the broker; `reverse-sync broker` starts one of its own for demo and tests"
     )
+    watch_seconds: float = Field(
+        60.0, ge=1, description="how often the Subscriptions are looked at that `subscriptions apply` made, in seconds"
+    )
+    watch_rearms: bool = Field(True, description="whether a Subscription that was switched off is switched on again")
 
 
 class ReceiverSettings(BrokerSettings):
     """What the receiver needs: secrets to verify with, and nothing to write elsewhere with."""
 
     webhook_secrets: Mapping[str, tuple[SecretStr, ...]] = Field(
-        description="Subscription secrets: comma-separated, a JSON list, or a JSON object Subscription id -> secret(s)"
+        default_factory=dict,
+        description="Subscription secrets: comma-separated, a JSON list, or a JSON object Subscription id -> "
+        "secret(s); needed for Subscriptions alone that `subscriptions apply` has not made",
     )
-    webhook_token: SecretStr | None = Field(None, description="the whole value of the shared Authorization header")
+    webhook_token: SecretStr | None = Field(None, description=_SHARED)
     max_body_bytes: int = Field(2 * 1024 * 1024, gt=0, description="the largest notification, in bytes")
     max_bodies_bytes: int = Field(
         24 * 1024 * 1024, gt=0, description="all bodies in flight together, in bytes; beyond it: 503"
@@ -157,10 +164,7 @@ class WorkerSettings(BrokerSettings):
     @field_validator("medplum_base_url")
     @classmethod
     def _origin(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("should be the server's address, as in https://api.medplum.com")
-        return url.rstrip("/") + "/"
+        return _origin(url)
 
     @model_validator(mode="after")
     def _times(self) -> Self:
@@ -173,7 +177,46 @@ class WorkerSettings(BrokerSettings):
         return self.budget_seconds + self.lease_margin_seconds
 
 
-PROCESSES: tuple[type[Settings], ...] = (ReceiverSettings, WorkerSettings)
+class AdminSettings(Settings):
+    """What `subscriptions` and the doctor need: a credential that no process of the service reads."""
+
+    medplum_base_url: str = Field(description="the origin of the Medplum server, as in https://api.medplum.com")
+    admin_client_id: str = Field(
+        description="the id of a ClientApplication that may create, change, delete Subscriptions"
+    )
+    admin_client_secret: SecretStr = Field(description="the secret of that ClientApplication")
+    endpoint: str = Field(description="where Medplum reaches POST /medplum, as in https://sync.example.org/medplum")
+    webhook_token: SecretStr | None = Field(None, description=_SHARED)
+    routes: str = Field("worker.mappings", description="the Python module that declares the routes")
+
+    @field_validator("medplum_base_url")
+    @classmethod
+    def _origin(cls, url: str) -> str:
+        return _origin(url)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.fragment or "@" in parts.netloc:
+            raise ValueError("should be the public address of POST /medplum, as in https://sync.example.org/medplum")
+        return url
+
+    @field_validator("webhook_token")
+    @classmethod
+    def _token(cls, token: SecretStr | None) -> SecretStr | None:
+        """Refuse what Medplum would cut or not send: a header's value ends at its second colon."""
+        value = "" if token is None else token.get_secret_value()
+        if ":" in value:
+            raise ValueError(
+                "holds a colon: Medplum cuts the header there, and the receiver would refuse every delivery"
+            )
+        if token is not None and (not value.strip() or value != value.strip() or not value.isprintable()):
+            raise ValueError("is empty, begins or ends with blanks, or holds what no header can: Medplum cuts it")
+        return token
+
+
+PROCESSES: tuple[type[Settings], ...] = (ReceiverSettings, WorkerSettings, AdminSettings)
 
 
 def known_names() -> frozenset[str]:
@@ -238,6 +281,13 @@ def _problem(cls: type[Settings], entry: Mapping[str, Any]) -> str:
     should = cls.model_fields[name].description or ""
     what = "is missing" if entry["type"] == "missing" else str(entry["msg"]).removeprefix("Value error, ")
     return f"{PREFIX}{name.upper()} {what} ({should})"
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("should be the server's address, as in https://api.medplum.com")
+    return url.rstrip("/") + "/"
 
 
 def _base64(text: str) -> bytes:

@@ -42,6 +42,7 @@ from worker.legacy.gate import Gate
 from worker.mapping import Absent as MappedAbsent
 from worker.mapping import Context, Mapped, Part, Parts, Route, Routes, Skip, Unsupported
 from worker.medplum import Absent, Deleted, Medplum, Present
+from worker.medplum.marked import TEST_RULE, is_test
 from worker.medplum.quota import Priority
 from worker.medplum.resource import compare, model
 from worker.plan import Step, lacking, plan, references
@@ -49,6 +50,7 @@ from worker.sending import Sender, half_replaced
 from worker.settings import WorkerSettings
 from worker.shadowing import in_words, would_be
 from worker.start import prepare
+from worker.subscriptions.watching import Watch
 from worker.write_back import WriteBacks
 
 __all__ = ["BACKOFF_FIRST_S", "BACKOFF_MOST_S", "POISON_STARTS", "End", "Ended", "Sync", "backoff_s"]
@@ -78,7 +80,9 @@ class Sync:
         send_within_s: float,
         stopping: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._ledger, self._medplum, self._routes, self._gate = ledger, medplum, routes, gate
         self._parts, self._ends = parts, Ends(ledger)
         self._write_backs = WriteBacks(ledger=ledger, medplum=medplum, routes=routes, stopping=stopping)
@@ -94,9 +98,17 @@ class Sync:
             SettingsInvalid, LedgerForeign: the settings, the routes and the ledger do not go together.
         """
         routes = prepare(settings, ledger)
+        medplum = Medplum.of(settings)
         return cls(
             ledger=ledger,
-            medplum=Medplum.of(settings),
+            medplum=medplum,
+            watch=Watch(
+                ledger=ledger,
+                medplum=medplum,
+                routes=routes,
+                rearms=settings.watch_rearms,
+                within_s=settings.budget_seconds,
+            ),
             medplum_base_url=settings.medplum_base_url,
             routes=routes,
             parts=routes.parts,
@@ -115,6 +127,10 @@ class Sync:
     def write_back(self, resource_type: str) -> str:
         """Put the keys of some of a type's records on their Medplum resources. Returns what was done, in words."""
         return self._write_backs.turn(resource_type)
+
+    def watch_subscriptions(self) -> str:
+        """Look at each Subscription of ours. Returns what was seen, in words."""
+        return "nobody watches here" if self._watch is None else self._watch.turn()
 
     def run(self, reference: str, *, alone: bool = False) -> Ended:
         """Try once to sync one mirror.
@@ -160,6 +176,8 @@ class Sync:
 
     def _of_part(self, claim: Claim, part: Part[Any], read: Present | Deleted, settlement: Settlement) -> Settlement:
         """Note whose part it is: to settle it tells that resource, and whoever had it before."""
+        if _is_test(claim, read):
+            return settlement.said(Disposition.SKIPPED, TEST_RULE)
         owner = None
         if isinstance(read, Present):
             resource = model(read.body, claim.resource_type)
@@ -174,6 +192,8 @@ class Sync:
         if isinstance(read, Deleted):
             kept = Skip("deleted in Medplum; this route keeps what it wrote")
             return kept if route.deleted == "keep" else MappedAbsent("deleted in Medplum")
+        if _is_test(claim, read):
+            return Skip(TEST_RULE)
         self._check_whole(claim, read)
         resource = model(read.body, claim.resource_type)
         ctx = Context.of(resource, zone=route.to.api.zoneinfo, medplum=self._medplum_base_url)
@@ -283,11 +303,20 @@ class Sync:
                 case "keep":
                     kept = Skip("expunged in Medplum; this route keeps what it wrote")
                     return self._match(claim, budget, route, kept, settlement)
+        if self._was_test(claim):
+            return self._ends.finish(claim, settlement.said(Disposition.SKIPPED, TEST_RULE))
         if claim.links or claim.unresolved or claim.sent_by_medplum:
             raise Hold("absent", "Medplum sent it, this client may not read it, or it was expunged")
         if claim.delete_hint is None:
             raise Fail("absent", "another resource refers to it, and Medplum does not show it to this client")
         return self._ends.finish(claim, settlement.said(Disposition.UNCHANGED, "never seen here"))
+
+    def _was_test(self, claim: Claim) -> bool:
+        """Tell whether it is a test resource of the doctor, who has removed it with its history."""
+        if claim.links or claim.unresolved:
+            return False
+        told = any(is_test(body) for body in claim.notified.values())
+        return told or self._ledger.was_settled_by(claim.reference, TEST_RULE)
 
     def _keys(self, steps: tuple[Step, ...]) -> Mapping[str, Keys]:
         """Look up the keys of every record that the steps name; a delete may stand under one that is deleted too."""
@@ -325,6 +354,11 @@ def _other_version(claim: Claim) -> Again:
 
 def _unread(claim: Claim, rule: str) -> Settlement:
     return Settlement(Disposition.SKIPPED, None, None, claim.claimed_at, rule=rule)
+
+
+def _is_test(claim: Claim, read: Present | Deleted) -> bool:
+    """Tell whether the doctor made it. What has a legacy record is no test resource, whatever its tags say."""
+    return isinstance(read, Present) and not claim.links and not claim.unresolved and is_test(read.body)
 
 
 def _settlement(read: Present | Deleted, read_at: datetime) -> Settlement:

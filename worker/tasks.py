@@ -27,11 +27,13 @@ __all__ = [
     "TriedAgain",
     "WordsOnly",
     "ask_for_catch_up",
+    "ask_for_watch",
     "ask_for_write_back",
     "catch_up",
     "dispatch",
     "free_leases",
     "sync",
+    "watch_subscriptions",
     "witness",
     "write_back",
 ]
@@ -135,6 +137,18 @@ def ask_for_catch_up() -> None:
 def catch_up(resource_type: str) -> None:
     """Read some of a type's time in Medplum."""
     running().catch_up(resource_type)
+
+
+@app.task(base=WordsOnly, name="worker.tasks.ask_for_watch")
+def ask_for_watch() -> None:
+    """Have a worker look at the Subscriptions, if there are any of ours."""
+    running().dispatch.watch()
+
+
+@app.task(base=WordsOnly, name="worker.tasks.watch_subscriptions")
+def watch_subscriptions(_: str) -> None:
+    """Look at each Subscription of ours, and at the deliveries that fail."""
+    running().watch_subscriptions()
 
 
 _NEEDS_PERSON = frozenset({"failed", "held"})

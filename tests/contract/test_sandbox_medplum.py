@@ -484,6 +484,22 @@ def test_a_failure_is_tried_again_and_each_attempt_audited(medplum: Medplum, rec
     ]
 
 
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("127.0.0.1:1", "connect ECONNREFUSED 127.0.0.1:1"),
+        ("no-such-host.invalid", "getaddrinfo ENOTFOUND no-such-host"),
+    ],
+)
+def test_a_network_that_fails_is_audited_in_the_words_of_node(medplum: Medplum, host: str, words: str) -> None:
+    """Nobody listens, or the host has no address: the AuditEvent of the attempt says so, with outcome 4."""
+    id_ = medplum.subscribe(f"http://{host}/medplum", extensions={"max-attempts": {"valueInteger": 0}})
+    medplum.create(patient())
+    [failure] = eventually(lambda: medplum.found(f"AuditEvent?entity=Subscription/{id_}&outcome=4"))
+    assert failure["outcomeDesc"].startswith(f"Attempt 0 received error FetchError: request to http://{host}/medplum")
+    assert words in failure["outcomeDesc"]
+
+
 @pytest.mark.parametrize(("extensions", "attempts"), [({}, 5), ({"max-attempts": {"valueInteger": 1}}, 2)])
 def test_an_event_is_lost_after_its_attempts(
     medplum: Medplum, receiver: Receiver, extensions: Json, attempts: int
@@ -828,6 +844,18 @@ def test_subscriptions_are_found_by_endpoint_and_status(medplum: Medplum, receiv
     off = [{"op": "replace", "path": "/status", "value": "off"}]
     assert medplum.call("PATCH", f"Subscription/{id_}", off).status_code == 200
     assert medplum.found(query) == []
+
+
+def test_subscriptions_are_found_by_a_tag_that_a_patch_gave_them(medplum: Medplum, receiver: Receiver) -> None:
+    """A patch under a test of the version sets the tag; another version refuses it with 400, and nothing is changed."""
+    id_ = medplum.subscribe(receiver.url + "/tagged")
+    tag = {"op": "add", "path": "/meta/tag", "value": [{"system": "urn:of:tests", "code": "ours"}]}
+    stale = {"op": "test", "path": "/meta/versionId", "value": str(uuid.uuid4())}
+    assert medplum.call("PATCH", f"Subscription/{id_}", [stale, tag]).status_code == 400
+    assert medplum.found("Subscription?_tag=urn:of:tests|ours") == []
+    version = medplum.found(f"Subscription?_id={id_}")[0]["meta"]["versionId"]
+    assert medplum.call("PATCH", f"Subscription/{id_}", [{**stale, "value": version}, tag]).status_code == 200
+    assert [one["id"] for one in medplum.found("Subscription?_tag=urn:of:tests|ours")] == [id_]
 
 
 # the control plane

@@ -457,7 +457,7 @@ def test_check_names_everything_that_is_missing(shell: Run) -> None:
     told = shell("check", "--json")
     assert told.code == 1
     findings = {finding["name"]: finding for finding in told.json}
-    assert "REVERSE_SYNC_WEBHOOK_SECRETS is missing" in findings["settings of web"]["advice"]
+    assert "REVERSE_SYNC_BROKER_URL is missing" in findings["settings of web"]["advice"]
     assert "reverse-sync migrate" in findings["the ledger's tables are this release's"]["advice"]
     assert findings["the broker answers"]["ok"] is False
     assert findings["Medplum lets the client in"]["ok"] is False

@@ -351,7 +351,7 @@ BARE = ["-m", "uvicorn", "webhook.app:app", "--port", "0"]
 @pytest.mark.parametrize(
     ("command", "given", "named"),
     [
-        *((command, {"WEBHOOK_SECRETS": ""}, "REVERSE_SYNC_WEBHOOK_SECRETS is missing") for command in (OURS, BARE)),
+        *((command, {"WEBHOOK_SECRETS": ""}, "run `reverse-sync subscriptions apply`") for command in (OURS, BARE)),
         *((command, {"BROKER_URL": ""}, "REVERSE_SYNC_BROKER_URL is missing") for command in (OURS, BARE)),
         *(
             (command, {"DATABASE_URL": "sqlite:////nowhere/ledger.db"}, "reverse-sync migrate")

@@ -19,6 +19,7 @@ CONTENT = {
     "links.before_image",
     "shadows.body",
     "secrets.value",
+    "subscription_secrets.secret",
 }
 
 

@@ -41,6 +41,9 @@ class Backlog:
     def types_to_catch_up(self) -> tuple[str, ...]:
         return tuple(self._due)
 
+    def watches(self) -> bool:
+        return bool(self._due)
+
     def forget_own_versions(self, *, after: timedelta) -> int:
         self.forgot_after = after
         return 2
@@ -181,3 +184,13 @@ def test_catch_up_that_is_not_due_asks_nobody() -> None:
         wire = Wire()
         Dispatch(backlog, wire, instance="one").catch_up()
         assert wire.published == []
+
+
+def test_the_watch_is_asked_for_where_there_is_something_to_watch() -> None:
+    """One message in each turn; none without Subscriptions, none out of turn."""
+    asked = []
+    for due, turn in ((["a"], True), ([], True), (["a"], False)):
+        wire = Wire()
+        Dispatch(Backlog(due, turn=turn), wire, instance="i").watch()
+        asked.append(wire.published)
+    assert asked == [["all"], [], []]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from worker.errors import SettingsInvalid
-from worker.settings import BrokerSettings, ReceiverSettings, Settings, WorkerSettings, known_names
+from worker.settings import AdminSettings, BrokerSettings, ReceiverSettings, Settings, WorkerSettings, known_names
 
 CANARY = "canary-7f3a"
 KEY = base64.b64encode(b"k" * 32).decode()
@@ -179,7 +179,9 @@ def test_everything_missing_is_named_at_once() -> None:
 
 def test_an_empty_variable_counts_as_missing() -> None:
     """Compose files hand out empty strings for what is not set."""
-    assert "REVERSE_SYNC_WEBHOOK_SECRETS is missing" in refused(ReceiverSettings, {"REVERSE_SYNC_WEBHOOK_SECRETS": ""})
+    assert "REVERSE_SYNC_MEDPLUM_CLIENT_ID is missing" in refused(
+        WorkerSettings, WORKER | {"REVERSE_SYNC_MEDPLUM_CLIENT_ID": ""}
+    )
 
 
 @pytest.mark.parametrize(
@@ -324,3 +326,42 @@ def test_every_setting_says_what_it_is() -> None:
     """Each field has a description for `--help` and for refusals."""
     for process in (ReceiverSettings, WorkerSettings):
         assert [name for name, field in process.model_fields.items() if not field.description] == []
+
+
+# the administrator's
+
+ADMIN = {
+    "REVERSE_SYNC_MEDPLUM_BASE_URL": "https://medplum.example.org",
+    "REVERSE_SYNC_ADMIN_CLIENT_ID": "admin",
+    "REVERSE_SYNC_ADMIN_CLIENT_SECRET": CANARY,
+    "REVERSE_SYNC_ENDPOINT": "https://sync.example.org/medplum",
+}
+
+
+def test_the_administrators_settings_are_read() -> None:
+    """The secret shows nowhere."""
+    settings = AdminSettings.read({**ADMIN, "REVERSE_SYNC_WEBHOOK_TOKEN": "Bearer one"})
+    assert settings.endpoint == "https://sync.example.org/medplum"
+    assert CANARY not in repr(settings)
+
+
+@pytest.mark.parametrize("token", ["Bearer: one", ":", " Bearer", "Bearer ", " ", "Bearer\none"])
+def test_a_header_that_medplum_would_cut_is_refused(token: str) -> None:
+    """A second colon, blanks at an end, a line's end: the receiver would refuse every delivery."""
+    said = refused(AdminSettings, {**ADMIN, "REVERSE_SYNC_WEBHOOK_TOKEN": token})
+    assert said.startswith("REVERSE_SYNC_WEBHOOK_TOKEN")
+
+
+@pytest.mark.parametrize(
+    "url", ["sync.example.org/medplum", "ftp://x/medplum", "https://u:p@x/medplum", "https://x/m#a"]
+)
+def test_an_endpoint_that_is_none_is_refused(url: str) -> None:
+    """No scheme, another one, a password, a fragment."""
+    assert "REVERSE_SYNC_ENDPOINT should be" in refused(AdminSettings, {**ADMIN, "REVERSE_SYNC_ENDPOINT": url})
+
+
+def test_no_process_reads_the_administrators_credential() -> None:
+    """It is in no class that a worker, a receiver, dispatch, beat or the console reads."""
+    names = set(AdminSettings.model_fields)
+    for process in (Settings, BrokerSettings, ReceiverSettings, WorkerSettings):
+        assert names & set(process.model_fields) & {"admin_client_id", "admin_client_secret", "endpoint"} == set()

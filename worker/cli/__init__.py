@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from worker.cli import ask, catch_up, links, mapping, operate, processes, recovered, routes
+from worker.cli import ask, catch_up, links, mapping, operate, processes, recovered, routes, subscriptions
 from worker.errors import ReverseSyncError, SettingsInvalid, where
 
 __all__ = ["commands", "main"]
@@ -34,6 +34,7 @@ for _command in (
     *mapping.COMMANDS,
     *routes.COMMANDS,
     *recovered.COMMANDS,
+    *subscriptions.COMMANDS,
     *processes.COMMANDS,
 ):
     commands.add_command(_command)

@@ -51,16 +51,26 @@ def migrate() -> None:
     help="Look at the settings of these processes alone: not every host has all.",
 )
 @click.option("--legacy", is_flag=True, help="Ask the legacy APIs alone, each by its declared harmless request.")
+@click.option("--end-to-end", "end_to_end", is_flag=True, help="Write a test resource to Medplum, and see it come.")
+@click.option("--type", "resource_type", metavar="TYPE", help="Of the test resource; else the first routed one.")
 @as_json
-def check(processes: tuple[str, ...], legacy: bool, as_json: bool) -> None:
+def check(processes: tuple[str, ...], legacy: bool, end_to_end: bool, resource_type: str | None, as_json: bool) -> None:
     """Tell whether everything is there that the processes need; each line ok, or what to do.
 
     Exit code 1 if anything is not ok. Nothing is written, neither here nor there, but an access token that is kept.
+    --end-to-end alone writes: a marked resource, which is never mapped, and deletes it again. It needs an
+    administrator's credential, and names the cause where the notification does not come.
     """
     from worker import check as checking
 
     findings = []
-    for finding in checking.legacy() if legacy else checking.run(processes or checking.PROCESSES):
+    for finding in (
+        checking.end_to_end(resource_type)
+        if end_to_end
+        else checking.legacy()
+        if legacy
+        else checking.run(processes or checking.PROCESSES)
+    ):
         findings.append(finding)
         if not as_json:
             click.echo(f"{'ok ' if finding.ok else 'NOT'}  {finding.name}")

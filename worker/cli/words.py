@@ -97,6 +97,7 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
     oldest, dispatched = status["oldest_open_seconds"], status["last_dispatch_seconds"]
     yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
     yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
+    yield from _of_subscriptions(status)
     for mode in status.get("recovering", ()):
         yield f"recovering     {mode['restored']} restored to {mode['since'][:19]}Z, by {mode['who']}: {mode['why']}"
     for pause in status["paused"]:
@@ -135,6 +136,16 @@ def _of_route(each: Mapping[str, Any]) -> str:
     return f"{each['accepted']:,} = {' + '.join(terms)}{lag}; {proven}"
 
 
+def _of_subscriptions(status: Mapping[str, Any]) -> Iterator[str]:
+    """Tell how Medplum's Subscriptions stand, where one is in trouble: `reverse-sync subscriptions status` has all."""
+    troubled, failing = status.get("subscriptions_in_trouble", 0), status.get("deliveries_failing", 0)
+    if troubled:
+        yield f"Subscriptions  {troubled:,} in trouble"
+    if failing:
+        gives_up_s = status["medplum_gives_up_seconds"] or 0
+        yield f"not delivered  {count(failing, 'event')}; Medplum gives up on the first in {span(gives_up_s)}"
+
+
 def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
     mirrors = status["mirrors"]
     person = mirrors["failed"] + mirrors["held"]
@@ -146,6 +157,8 @@ def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
         yield "changes gather while paused: reverse-sync resume --why …"
     if status["handed_back"]:
         yield "mappings wait: reverse-sync activate --why … once all workers run the new code (see reverse-sync routes)"
+    if status.get("subscriptions_in_trouble", 0):
+        yield "changes may not be told of: reverse-sync subscriptions status, then check --end-to-end"
     if status["bouncing"]:
         yield "see that no mapping maps the key that is written back: the log of the workers names the resources"
     dispatched, heartbeat = status["last_dispatch_seconds"], status["worker_seconds"]
@@ -158,7 +171,9 @@ def _what_next(status: Mapping[str, Any]) -> Iterator[str]:
         yield "no worker is alive: start worker and worker2 of the Procfile"
     elif mirrors["due"] and not person:
         yield f"{mirrors['due']:,} due, which the workers take by themselves"
-    elif not person and not status["changes"]["open"] and not status["bouncing"]:
+    elif not person and not any(
+        (status["changes"]["open"], status["bouncing"], status.get("subscriptions_in_trouble", 0))
+    ):
         yield "nothing to do"
 
 

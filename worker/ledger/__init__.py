@@ -21,6 +21,7 @@ from worker.ledger.phasing import Phasing
 from worker.ledger.recovery import Recovery
 from worker.ledger.report import Report
 from worker.ledger.sealing import Sealer
+from worker.ledger.subscribing import Subscribing
 from worker.ledger.tokens import Tokens
 from worker.ledger.windows import Windows
 from worker.settings import Settings
@@ -43,6 +44,7 @@ class Ledger(
     Crosswalk,
     Recovery,
     Tokens,
+    Subscribing,
 ):
     """All verbs over one database."""
 

@@ -12,6 +12,7 @@ from worker.ledger.identifying import BOUNCES_ALARM, TO_IDENTIFY
 from worker.ledger.phasing import OTHER_VERSION
 from worker.ledger.routes import TypeCounts, adds_up, routes_and_times
 from worker.ledger.store import Store
+from worker.ledger.subscribing import in_short
 from worker.ledger.tables import attempts, changes, counters, jobs, links, mirrors, operator_actions
 from worker.ledger.tables import writes as announced_writes
 from worker.ledger.values import Disposition, LinkState, State
@@ -55,6 +56,7 @@ class Report(Store):
             "oldest_to_identify_seconds": _age(tx, tx.execute(_longest_to_identify).scalar_one()),
             "last_dispatch_seconds": _age(tx, dispatched),
             **routes_and_times(tx, by_type),
+            **in_short(tx),
         }
 
     @reads

@@ -399,3 +399,32 @@ sweeps = Table(  # the round in which a type's known ids are read back
     counted("read"),
     counted("found"),
 )
+
+subscriptions = Table(  # those of Medplum that `subscriptions apply` made, as the watch last saw them
+    "subscriptions",
+    metadata,
+    plain("resource_type", String(64), primary_key=True),
+    plain("medplum_id", String(64)),  # none: a route needs one, and nobody has made it
+    plain("fingerprints", JSON, nullable=False),  # member -> HMAC of what was applied: what was changed by hand
+    plain("state", String(16), nullable=False),
+    plain("since", Utc, nullable=False),
+    plain("reason", Text),
+    plain("sure_until", Utc),  # until then nothing is in doubt, or a window of catch-up covers it
+    plain("looked_at", Utc),
+    plain("last_delivery_at", Utc),
+    counted("failing"),  # events that Medplum still tries to deliver
+    plain("oldest_attempt", Integer),
+    plain("gives_up_at", Utc),  # on the first of them
+)
+
+subscription_secrets = Table(  # what notifications may be signed with; a rotation needs two for a while
+    "subscription_secrets",
+    metadata,
+    plain("name", String(32), primary_key=True),
+    plain("resource_type", String(64), nullable=False),
+    sealed("secret"),
+    plain("made_at", Utc, nullable=False),
+    plain("set_at", Utc),  # in Medplum; none: only the receivers know it yet
+    plain("used_at", Utc),  # the last delivery that it signed, give or take some seconds
+    Index("ix_subscription_secrets_type", "resource_type"),
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, true, update
 
 from worker.errors import LedgerError
 from worker.ledger.database import Transaction, reads, writes
@@ -103,6 +103,12 @@ class Windows(Intake):
     def doubt(self, tx: Transaction, resource_type: str, from_at: datetime, to_at: datetime, reason: str) -> bool:
         """Put a time in doubt: it is read, and counts as not proven until then. False where it was in doubt already."""
         return _doubt(tx, resource_type, from_at, to_at, reason)
+
+    @writes
+    def doubt_until_now(self, tx: Transaction, resource_type: str, from_at: datetime, reason: str) -> datetime:
+        """Do the same until now, which is returned."""
+        _doubt(tx, resource_type, from_at, tx.now, reason)
+        return tx.now
 
     @writes
     def ask_for_catch_up(self, tx: Transaction, types: Sequence[str], since: datetime | None) -> None:
@@ -333,9 +339,11 @@ def _doubt(tx: Transaction, resource_type: str, from_at: datetime, to_at: dateti
 
 
 def _move(tx: Transaction, window: Window, **values: Any) -> None:
+    """Write down what a reader did, if the window is as that reader knows it: it may have grown meanwhile."""
     found = window.position
     stands = windows.c.position.is_(None) if found is None else windows.c.position == found
-    if not tx.execute(update(windows).where(windows.c.id == window.id, stands).values(**values)).rowcount:
+    ends = true() if window.to_at is None else windows.c.to_at == window.to_at
+    if not tx.execute(update(windows).where(windows.c.id == window.id, stands, ends).values(**values)).rowcount:
         raise MovedOn(f"somebody else reads this window of {window.resource_type}")
 
 

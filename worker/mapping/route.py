@@ -29,6 +29,7 @@ from worker.legacy import Call, Collection, File, Find, Unsupported
 from worker.legacy.call import CURRENT
 from worker.mapping import place
 from worker.mapping.context import Context
+from worker.mapping.criteria import never_fires
 from worker.mapping.link import Link
 from worker.mapping.part import DECLARED_HERE, PART_VERSION, Part, Parts
 from worker.mapping.results import Absent, Mapped, MappedRecord, Record, Result, Skip
@@ -76,6 +77,7 @@ class Route(Generic[R]):
     restored: Literal["create", "undelete", "hold"] = "create"
     imported: Literal["update", "hold"] = "update"
     identifier: WriteBack | None = None
+    criteria: str = ""
 
     def __call__(self, resource: R, ctx: Context) -> Result:
         return self.function(resource, ctx)
@@ -136,6 +138,7 @@ def route(
     restored: Literal["create", "undelete", "hold"] = "create",
     imported: Literal["update", "hold"] = "update",
     identifier: WriteBack | None = None,
+    criteria: str = "",
 ) -> Callable[[Callable[[R, Context], Result]], Route[R]]:
     """Declare that a function maps a resource type.
 
@@ -150,10 +153,13 @@ def route(
         restored: what becomes of a deleted record whose resource lives again: a new one, or the old one brought back.
         imported: whether a person sees the differences before the first write to a record that was imported ("hold").
         identifier: puts the legacy key on the Medplum resource.
+        criteria: of the Subscription that `subscriptions apply` makes, as in Patient?_tag=pilot; the type's name if not
+            given. A resource that leaves it sends nothing: better say `Skip`.
     """
 
     def declare(function: Callable[[R, Context], Result]) -> Route[R]:
-        return Route(model, function, to, phase, conflict, deleted, expunged, moved, restored, imported, identifier)
+        options = (phase, conflict, deleted, expunged, moved, restored, imported, identifier, criteria)
+        return Route(model, function, to, *options)
 
     return declare
 
@@ -261,6 +267,7 @@ def load_routes(name: str) -> Declared:
     for each in routes.values():
         _check_names(each, keys)
         _check_options(each)
+        _check_criteria(each)
         _ = each.version  # of the source that was imported, not of what the file may become
     return Declared(routes, parts)
 
@@ -308,6 +315,17 @@ def _check_names(route: Route[Any], keys: frozenset[str]) -> None:
         for name in (*matched, *collection.identity, *collection.clear):
             if fields is not None and name not in fields:
                 raise RoutesInvalid(f'{route.source}: {collection.name}: the mapping returns no field "{name}"')
+
+
+def _check_criteria(route: Route[Any]) -> None:
+    """Check that Medplum would tell of changes: it takes criteria that never fire."""
+    if not route.criteria:
+        return
+    why = never_fires(route.criteria)
+    if why is None and route.criteria.partition("?")[0] != route.type:
+        why = f"it is not one of {route.type}"
+    if why is not None:
+        raise RoutesInvalid(f'{route.source}: criteria="{route.criteria}": {why}')
 
 
 def _check_options(route: Route[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The source: reads and searches of Medplum, and what its resources are. All that is written there is an identifier.
+"""The source: reads and searches of Medplum, and what its resources are. It writes identifiers, and Subscriptions.
 
 `worker.medplum.resource` is not imported here: the models cost half a second and 45 MB, and only who maps needs them.
 """

@@ -1,9 +1,10 @@
 """Medplum's API as this service uses it: searches, with a token, a trace id and a deadline.
 
 It never reads what is *current* by id: such a GET is answered from a cache that a concurrent delete leaves wrong. A
-resource's history has no search, and what it tells is past. One thing is written to Medplum, and nothing
-else: `put_identifier` patches a legacy key onto a resource, under a test of the version that it has read. What it
-patches lives; nothing here creates, deletes or restores.
+resource's history has no search, and what it tells is past. Two things are written to Medplum, and nothing else, each
+under a test of the version that was read: `put_identifier` patches a legacy key onto a resource, and `change` sets
+members of a Subscription of ours. What they patch lives; nothing here creates, deletes or restores. Who may do that is
+`worker.medplum.admin`, which no process of the service opens.
 """
 
 from __future__ import annotations
@@ -262,6 +263,33 @@ class Medplum:
                     raise failure(response, what, needs="write")
                 refused = version if status == _BAD_REQUEST else ""
         raise MedplumUnavailable(f"Medplum answered {status} to {what}, {_PATCHES} times in a row")
+
+    def change(
+        self, reference: str, version_id: str, members: Mapping[str, object], *, deadline_s: float
+    ) -> str | None:
+        """Set members of a Subscription (None: remove), if this is still its version.
+
+        Returns the new version; None: it is another one by now.
+
+        Raises:
+            MedplumUnavailable: as for a read; the change may have been made all the same.
+            MedplumRefused: credentials or rights; names what to mend.
+        """
+        if not reference.startswith("Subscription/") or not _ID.fullmatch(reference.partition("/")[2]):
+            raise MedplumRefused("only a Subscription is changed like this")
+        what = "a patch of Subscription"
+        operations: Operations = [{"op": "test", "path": "/meta/versionId", "value": version_id}]
+        operations += [
+            {"op": "remove", "path": f"/{name}"} if value is None else {"op": "add", "path": f"/{name}", "value": value}
+            for name, value in members.items()
+        ]
+        with deadline(deadline_s):
+            response = self._patch(reference, operations, what, Priority.LIVE)
+        if response.status_code == _OK:
+            return version_of(response) or version_id
+        if response.status_code in _LOOK_AGAIN | {_GONE}:
+            return None
+        raise failure(response, what, needs="write")
 
     def check(
         self, types: Iterable[str] = (), *, writes: Iterable[str] = (), deadline_s: float = 10.0

@@ -7,6 +7,7 @@ nothing of Subscriptions.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import defaultdict
 from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
@@ -94,7 +95,7 @@ class Hooks:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 return await self._follow(url, headers, body)
         except (OSError, HttpParserError, ValueError) as failure:
-            raise HookFailed(type(failure).__name__) from None
+            raise HookFailed(_as_node_fetch_says(url, failure)) from None
 
     async def _follow(self, url: str, headers: list[tuple[str, str]], body: bytes) -> int:
         method = "POST"
@@ -135,6 +136,23 @@ class Hooks:
             with suppress(OSError):
                 connection.close()
         return _Connection(*await asyncio.open_connection(*address))
+
+
+def _as_node_fetch_says(url: str, failure: Exception) -> str:
+    """Put a failure into the words that node-fetch has for it, which Medplum writes into its AuditEvents."""
+    parts = urlsplit(url)
+    match failure:
+        case TimeoutError():
+            return f"FetchError: network timeout at: {url}"
+        case ConnectionRefusedError():
+            reason = f"connect ECONNREFUSED {parts.hostname}:{parts.port or 80}"
+        case socket.gaierror():
+            reason = f"getaddrinfo ENOTFOUND {parts.hostname}"
+        case ConnectionResetError():
+            reason = "read ECONNRESET"
+        case _:
+            reason = type(failure).__name__
+    return f"FetchError: request to {url} failed, reason: {reason}"
 
 
 def _head(method: str, target: str, host: str, headers: list[tuple[str, str]], body: bytes) -> bytes:

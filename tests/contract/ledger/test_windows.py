@@ -312,3 +312,20 @@ def test_a_sweep_goes_on_from_its_position(story: Story) -> None:
     assert next_batch() is None
     assert story.ledger.sweep_rounds()["Patient"] == {"total": 2, "read": 2, "found": 1, "ended": True}
     story.adds_up()
+
+
+def test_a_window_that_grew_since_it_was_taken_is_not_proven(story: Story) -> None:
+    """A doubt that lasts longer while its first page is read is read anew: its reader never asked for the rest."""
+    story.ledger.doubt("Patient", START, START + MINUTE, "off")
+    own_first = story.ledger.next_window("Patient")
+    assert own_first is not None
+    story.ledger.put_off(own_first, after_s=600)
+    taken = story.ledger.next_window("Patient")
+    assert taken is not None
+    assert taken.reason == "off"
+    story.ledger.doubt("Patient", START, START + 2 * MINUTE, "off")
+    with pytest.raises(MovedOn):
+        story.ledger.end_reading(taken, proven_to=LATER, again_s=0)
+    again = story.ledger.next_window("Patient")
+    assert again is not None
+    assert again.to_at == START + 2 * MINUTE

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message
 
 from webhook.app import create_app
+from webhook.known import Known
 from worker.errors import LedgerOutdated, LedgerUnavailable, SettingsInvalid
+from worker.ledger.subscribing import KeptSecret
 from worker.ledger.values import Accepted, Hint, Phase, RouteRow
 from worker.settings import ReceiverSettings
 
@@ -35,6 +38,9 @@ class Ledger:
         self.hints: list[Hint] = []
         self.error: Exception | None = None
         self.types = types
+        self.secrets: Sequence[KeptSecret] = ()
+        self.noted: list[tuple[set[str], set[str]]] = []
+        self.said = ""
 
     def accept(self, hints: Sequence[Hint], *, ring_most: int) -> Accepted:
         if self.error:
@@ -44,6 +50,18 @@ class Ledger:
 
     def routes(self) -> Mapping[str, RouteRow]:
         return {name: RouteRow(name, Phase.SHADOW, "1") for name in self.types}
+
+    def subscription_secrets(self) -> Sequence[KeptSecret]:
+        return self.secrets
+
+    def note_deliveries(self, *, types: Collection[str], secrets: Collection[str]) -> None:
+        self.noted.append((set(types), set(secrets)))
+
+    def heartbeat(self, *, instance: str, role: str, host: str, pid: int, detail: str = "") -> None:
+        self.said = detail
+
+    def depart(self, *, instance: str) -> None:
+        self.said = ""
 
 
 class Silence:
@@ -290,3 +308,117 @@ async def _request(
 ) -> None:
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b"", "root_path": ""}
     await app(scope, sender.receive, sender.send)
+
+
+# secrets of the ledger
+
+
+def answer(app: ASGIApp, body: bytes, headers: Headers) -> int:
+    """Send a notification and give the answer's status."""
+    return post(app, Sender(body), headers).status
+
+
+def kept(value: str, name: str = "s1", medplum_id: str | None = None) -> KeptSecret:
+    """Make a secret as the ledger gives it."""
+    moment = datetime(2026, 11, 22, tzinfo=UTC)
+    return KeptSecret(name, "Patient", SecretStr(value), moment, None, None, medplum_id)
+
+
+def test_secrets_of_the_ledger_are_accepted_beside_those_of_the_settings() -> None:
+    """Both sign; a third does not."""
+    ledger = Ledger("Patient")
+    ledger.secrets = [kept("from the ledger")]
+    app = application(ledger)
+    assert [answer(app, PATIENT, signed(PATIENT, secret=each)) for each in (SECRET, "from the ledger", "none")] == [
+        202,
+        202,
+        401,
+    ]
+
+
+def test_the_ledgers_secrets_suffice() -> None:
+    """With none in the settings the receiver starts, and takes what the ledger's sign."""
+    ledger = Ledger("Patient")
+    ledger.secrets = [kept("from the ledger")]
+    assert answer(application(ledger, webhook_secrets={}), PATIENT, signed(PATIENT, secret="from the ledger")) == 202
+
+
+def test_with_no_secret_at_all_it_refuses_to_start() -> None:
+    """It says both ways to give one."""
+    with pytest.raises(SettingsInvalid, match=r"subscriptions apply.*REVERSE_SYNC_WEBHOOK_SECRETS"):
+        application(Ledger("Patient"), webhook_secrets={})
+
+
+def test_a_subscription_that_is_known_signs_with_its_own_secrets_alone() -> None:
+    """One whose id nobody knows yet, as a new one at its first delivery, may sign with any."""
+    ledger = Ledger("Patient")
+    ledger.secrets = [kept("one", "s1", "id-1"), kept("two", "s2", "id-2")]
+    app = application(ledger, webhook_secrets={})
+
+    def status(secret: str, subscription: bytes) -> int:
+        return answer(app, PATIENT, signed(PATIENT, (b"x-medplum-subscription", subscription), secret=secret))
+
+    assert [status("one", b"id-1"), status("two", b"id-1"), status("two", b"id-3")] == [202, 401, 202]
+
+
+def test_it_tells_the_ledger_what_it_knows_and_what_came() -> None:
+    """That it lives with its secrets by name; the type and the secret of what came, not at every look; no value."""
+    ledger = Ledger("Patient")
+    ledger.secrets = [kept("one", "s1"), kept("two", "s2")]
+    known = Known(ledger, settings())
+    known._look(*known._worth_noting())
+    assert json.loads(ledger.said) == {"secrets": ["s1", "s2"]}
+    assert ledger.noted == []
+    known.came("Patient", b"two")
+    known.came("Unrouted", SECRET.encode())
+    known._look(*known._worth_noting())
+    assert ledger.noted == [({"Patient"}, {"s2"})]
+    known.came("Patient", b"one")
+    known._look(*known._worth_noting())
+    assert ledger.noted[1:] == [(set(), {"s1"})]
+    known.leave()
+    assert ledger.said == ""
+
+
+def test_a_new_secret_is_known_at_the_next_look() -> None:
+    """And one that was retired no longer; what the settings give stays."""
+    ledger = Ledger("Patient")
+    known = Known(ledger, settings())
+
+    def signs(secret: str) -> bool:
+        value = hmac.new(secret.encode(), b"{}", hashlib.sha256).hexdigest().encode()
+        return known.secrets.sign(b"{}", value, ())
+
+    ledger.secrets = [kept("new")]
+    assert not signs("new")
+    known._look((), ())
+    assert signs("new")
+    ledger.secrets = []
+    known._look((), ())
+    assert not signs("new")
+    assert signs(SECRET)
+
+
+def test_a_look_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a ledger that is away nor a defect ends the looking."""
+    ledger = Ledger("Patient")
+    known = Known(ledger, settings())
+    errors: list[Exception] = [LedgerUnavailable("away"), RuntimeError("a defect")]
+    looked = known._look
+
+    def look(came: Collection[str], signed: Collection[str]) -> None:
+        if errors:
+            raise errors.pop(0)
+        looked(came, signed)
+
+    async def until_it_is_known() -> None:
+        looking = asyncio.create_task(known.look_for_ever())
+        async with asyncio.timeout(10):
+            while not ledger.said:
+                await asyncio.sleep(0)
+        looking.cancel()
+
+    monkeypatch.setattr(known, "_look", look)
+    monkeypatch.setattr("webhook.known.LOOK_EVERY_S", 0.0)
+    asyncio.run(until_it_is_known())
+    assert errors == []
