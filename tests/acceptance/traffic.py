@@ -62,6 +62,11 @@ class Traffic:
             (1, lambda: self._delete("Practitioner")),
         ]
 
+    def deletes(self) -> None:
+        """Delete one of each type that nothing refers to."""
+        for resource_type in ("Condition", "Patient", "Practitioner"):
+            self._delete(resource_type)
+
     def burst(self, patients: int) -> None:
         """Write many patients in one transaction."""
         self._write(*(self._patient() for _ in range(patients)))

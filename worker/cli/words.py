@@ -114,13 +114,18 @@ def _of_routes(status: Mapping[str, Any]) -> Iterator[str]:
     for number, each in enumerate(routes):
         holds = "" if each["identity_holds"] else "   DOES NOT ADD UP"
         yield f"{'' if number else 'routes':<14} {each['resource_type']:<{width}}  {_of_route(each)}{holds}"
-    unproven = status["unproven"]
-    for number, window in enumerate(unproven[:_LISTED]):
+    yield from _of_windows("not proven", status["unproven"])
+    yield from _of_windows("proven again", status["proven_lately"])
+
+
+def _of_windows(what: str, windows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Tell of times that are or were in doubt, and why."""
+    for number, window in enumerate(windows[:_LISTED]):
         begins, ends = window["from"][:19], window["to"][:19]
         times = f"{begins}Z" if begins == ends else f"{begins}Z to {ends}Z"
-        yield f"{'' if number else 'not proven':<14} {window['resource_type']} {times}: {window['reason']}"
-    if len(unproven) > _LISTED:
-        yield f"{'':<14} and {count(len(unproven) - _LISTED, 'time')} more: --json has all"
+        yield f"{'' if number else what:<14} {window['resource_type']} {times}: {window['reason']}"
+    if len(windows) > _LISTED:
+        yield f"{'':<14} and {count(len(windows) - _LISTED, 'time')} more: --json has all"
 
 
 def _of_route(each: Mapping[str, Any]) -> str:
@@ -130,10 +135,11 @@ def _of_route(each: Mapping[str, Any]) -> str:
     terms += [f"{each['purged']:,} purged"] if each["purged"] else []
     if each["phase"] in {"off", "retired"}:
         return f"{each['accepted']:,} = {' + '.join(terms)}; {each['phase']}"
+    found = f", {each['found_by_catch_up']:,} found by catch-up" if each["found_by_catch_up"] else ""
     lag = "" if each["lag_seconds"] is None else f", lag {span(each['lag_seconds'])}"
     trouble = each["last_catch_up"].partition("; ")[2] if each["last_catch_up"] else ""
     proven = f"proven up to {ago(each['watermark_seconds'])}{f' ({trouble})' if trouble else ''}"
-    return f"{each['accepted']:,} = {' + '.join(terms)}{lag}; {proven}"
+    return f"{each['accepted']:,} = {' + '.join(terms)}{found}{lag}; {proven}"
 
 
 def _of_subscriptions(status: Mapping[str, Any]) -> Iterator[str]:

@@ -6,14 +6,14 @@ Pieces of `report`, which alone asks for them: they are one moment's, with the f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
 
 from worker.ledger.database import Transaction
-from worker.ledger.tables import changes, jobs, routes, windows
-from worker.ledger.values import Disposition, Phase
+from worker.ledger.tables import changes, counters, jobs, routes, windows
+from worker.ledger.values import Disposition, Phase, Source
 
 TypeCounts = dict[str, dict[str, int]]
 """By resource type: changes by disposition, `accepted` and `purged`."""
@@ -26,7 +26,11 @@ _oldest_open = (
     .where(changes.c.disposition.is_(None))
     .group_by(changes.c.resource_type)
 )
+_found = select(counters.c.resource_type, counters.c.value).where(
+    counters.c.name == "accepted", counters.c.source == Source.CATCH_UP.value
+)
 _NOT_CAUGHT_UP = (Phase.OFF, Phase.RETIRED)
+RECENTLY = timedelta(days=1)
 
 
 def adds_up(counts: Mapping[str, int]) -> bool:
@@ -36,15 +40,23 @@ def adds_up(counts: Mapping[str, int]) -> bool:
 
 
 def routes_and_times(tx: Transaction, by_type: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    """Tell of each route its accounts, its lag and its watermark; and which times are not proven, with the reasons."""
+    """Tell of each route its accounts, its lag and its watermark; and which times are not proven, with the reasons.
+
+    A time that was in doubt and is proven is told of for a day.
+    """
     late = {row.resource_type: row.since for row in tx.execute(_oldest_open)}
     known = tx.execute(select(windows).where((windows.c.proven_at.is_(None)) | (windows.c.reason.is_(None)))).all()
     unproven = [row for row in known if row.reason is not None]
+    recently = windows.c.reason.is_not(None), windows.c.proven_at >= tx.now - RECENTLY
+    proven = tx.execute(select(windows).where(*recently).order_by(windows.c.proven_at.desc())).all()
     turns = {row.name: row for row in tx.execute(select(jobs).where(jobs.c.name.like("catch-up %")))}
     told = [
         _route(tx, row, by_type.get(row.resource_type, {}), late.get(row.resource_type), known, turns)
         for row in tx.execute(select(routes).order_by(routes.c.resource_type))
     ]
+    found = {row.resource_type: int(row.value) for row in tx.execute(_found)}
+    for each in told:
+        each["found_by_catch_up"] = found.get(each["resource_type"], 0)
     running = [each for each in told if each["phase"] not in _NOT_CAUGHT_UP]
     return {
         "routes": told,
@@ -52,6 +64,7 @@ def routes_and_times(tx: Transaction, by_type: Mapping[str, Mapping[str, int]]) 
         "watermark_seconds": {each["resource_type"]: each["watermark_seconds"] for each in running},
         "unproven_windows": {each["resource_type"]: each["unproven"] for each in running},
         "unproven": [_window(row) for row in sorted(unproven, key=lambda row: (row.resource_type, row.from_at))],
+        "proven_lately": [_window(row) | {"from": row.from_at.isoformat()} for row in proven],
     }
 
 

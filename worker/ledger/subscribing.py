@@ -18,7 +18,7 @@ from sqlalchemy import and_, delete, exists, func, or_, select, update
 from worker.ledger.backlog import STALE_HEARTBEAT
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.sealing import SealBroken
-from worker.ledger.statements import insert
+from worker.ledger.statements import among, insert
 from worker.ledger.store import Store
 from worker.ledger.tables import changes, instances, jobs, subscription_secrets, subscriptions
 from worker.ledger.values import Kind, Source
@@ -246,6 +246,15 @@ class Subscribing(Store):
         told = or_(changes.c.source == Source.NOTIFICATION.value, read_before)
         mine = and_(changes.c.reference == reference, changes.c.version_id == version_id, told)
         return tx.execute(select(changes.c.id).where(mine).limit(1)).first() is not None
+
+    @reads
+    def last_heard(self, tx: Transaction, references: Collection[str]) -> dict[str, datetime]:
+        """Tell when a hint of each of these resources last came in, by whatever way; unknown ones are left out."""
+        asked = {"references": sorted(references)}
+        which = among(changes.c.reference, "references", on_sqlite=tx.on_sqlite)
+        heard_at = func.max(changes.c.received_at).label("heard_at")
+        last = select(changes.c.reference, heard_at).where(which).group_by(changes.c.reference)
+        return {row.reference: row.heard_at for row in tx.execute(last, asked)}
 
     @reads
     def was_settled_by(self, tx: Transaction, reference: str, rule: str) -> bool:

@@ -177,9 +177,18 @@ class Watch:
             failed, complete = [], True
         if gave_up([one for one in failed if one.at > since + MARGIN], attempts=mine.attempts):
             self._doubt(row.resource_type, row, GAVE_UP, until=sight.at)
-        return _failing(failed, mine, sight.at, complete=complete) or (
+        still = self._unheard(failed)
+        return _failing(still, mine, sight.at, complete=complete) or (
             _OK if failed else self._silent(row, sight) or _OK
         )
+
+    def _unheard(self, failed: Collection[Failure]) -> list[Failure]:
+        """Leave out events of resources that were heard of since: Medplum gave way to a newer version, or got through.
+
+        It writes nothing where it drops an event, and its next attempt can be a day away.
+        """
+        heard = self._ledger.last_heard(frozenset(one.resource for one in failed))
+        return [one for one in failed if one.resource not in heard or heard[one.resource] < one.at]
 
     def _silent(self, row: Subscribed, sight: _Sight) -> Look | None:
         """Say whether Medplum has a version that it should have told us of long ago, and did not.
@@ -259,10 +268,9 @@ def _failing(failed: Collection[Failure], mine: Found, at: datetime, *, complete
     last = now.latest
     answer = f"was answered {last.status}" if last.status is not None else "was not answered"
     number = now.events if complete else f"at least {now.events}"
-    left_s = int((now.gives_up_at - at).total_seconds())
     return Look(
         SubscriptionState.FAILING,
-        f"{number} not delivered; the last attempt {answer}; Medplum gives up on the first in {left_s} s",
+        f"{number} not delivered; the last attempt {answer}",
         now.events,
         now.oldest_attempt,
         now.gives_up_at,
