@@ -18,6 +18,7 @@ from worker.ledger.intake import Intake
 from worker.ledger.opening import Opening
 from worker.ledger.operate import Operate, Pause, Selection
 from worker.ledger.phasing import Phasing
+from worker.ledger.reconciling import Reconciling
 from worker.ledger.recovery import Recovery
 from worker.ledger.report import Report
 from worker.ledger.sealing import Sealer
@@ -40,6 +41,7 @@ class Ledger(
     Report,
     Crosswalk,
     Recovery,
+    Reconciling,
     Tokens,
 ):
     """All verbs over one database."""

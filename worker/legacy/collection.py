@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
 from worker.ledger.values import Key, Operation
 from worker.legacy.body import Body
-from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Listing, Replace, Unsupported
+from worker.legacy.normal import Normal, normalised
 from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
-from worker.legacy.pages import pages
+from worker.legacy.pages import one_page, pages
 from worker.legacy.template import Lookup, filled, names_in, template
-from worker.legacy.wire import OMIT, Clear, Scalar, Wire
+from worker.legacy.wire import OMIT, Clear, Constant, Scalar, Wire
 
 if TYPE_CHECKING:
     from worker.legacy.api import LegacyApi
@@ -45,6 +46,14 @@ class Hit:
     differs: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a list, and the place of the next one; "" after the last."""
+
+    hits: tuple[Hit, ...]
+    following: str = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Collection:
     """What `LegacyApi.collection` declares; see there."""
@@ -65,6 +74,9 @@ class Collection:
     wire: Wire
     body: Body
     clear: Mapping[str, Clear]
+    list_by: Listing | None = None
+    normalise: Mapping[str, tuple[Normal, ...]] = field(default_factory=dict)
+    gone: Mapping[str, Constant] = field(default_factory=dict)
     known_as: str = ""  # the resource type whose records only the legacy system makes
     names: frozenset[str] = field(init=False, repr=False)  # in braces: of lines, constants and headers
     parents: frozenset[str] = field(init=False, repr=False)  # links that fill them: `patient` of `{patient.uuid}`
@@ -107,6 +119,10 @@ class Collection:
         return isinstance(self.find_by, Find)
 
     @property
+    def can_list(self) -> bool:
+        return self.list_by is not None
+
+    @property
     def can_read(self) -> bool:
         return self.read_by is not None
 
@@ -118,11 +134,11 @@ class Collection:
     @property
     def requests(self) -> tuple[str, ...]:
         """List the request lines of all declared operations."""
-        return tuple(call.request for call in self._calls if isinstance(call, Call | Find))
+        return tuple(call.request for call in self._calls if isinstance(call, Call | Find | Listing))
 
     @property
-    def _calls(self) -> tuple[Call | Replace | Unsupported | Find | None, ...]:
-        return (self.create, self.update, self.delete, self.find_by, self.read_by, self.undelete)
+    def _calls(self) -> tuple[Call | Replace | Unsupported | Find | Listing | None, ...]:
+        return (self.create, self.update, self.delete, self.find_by, self.read_by, self.undelete, self.list_by)
 
     def write(self, value: Scalar) -> str | int | bool | Decimal | None:
         """Write one value as this collection's bodies want it. Raises Unmappable where there is no exact form."""
@@ -191,10 +207,7 @@ class Collection:
             raise LegacyError(f"{self.name}: find needs a value in one of {', '.join(how.match)}")
         request = self._request(how, None, self._lookup(fields, {}, parents))
         hits: dict[tuple[Key, ...], Hit] = {}
-        places = how.keys or {
-            name: name if isinstance(place, Header) or "{" in place else place
-            for name, place in self.key_places.items()
-        }
+        places = how.keys or self._places()
         for record in pages(how, request, time.monotonic() + deadline_s):
             keys = keys_of(record, places)
             if keys is None:
@@ -202,6 +215,26 @@ class Collection:
             if not self.differing(fields, record, tuple(how.match)):
                 hits[tuple(keys.values())] = Hit(keys, record, self.differing(fields, record))
         return list(hits.values())
+
+    def listed(self, parents: Parents, *, place: str = "", deadline_s: float) -> Listed:
+        """Read one page of the list of all such records, or of those under a parent; `place` is what the last one gave.
+
+        Raises:
+            LegacyUnavailable: the page was not answered, or holds a record without its keys.
+            BadKey: a brace of the path has no value.
+        """
+        how = self.list_by
+        if how is None:
+            raise LegacyError(f"{self.name}: no list is declared")
+        request = self._request(how, None, self._lookup({}, {}, parents))
+        records, following = one_page(how, request, place, deadline_s)
+        hits = []
+        for record in records:
+            keys = keys_of(record, how.keys or self._places())
+            if keys is None:
+                raise LegacyUnavailable(f"{request.template} answered with a record without its key")
+            hits.append(Hit(keys, record, ()))
+        return Listed(tuple(hits), following)
 
     def read(self, keys: Mapping[str, Key], parents: Parents, *, deadline_s: float) -> dict[str, object] | None:
         """Read one record; None if the API says that there is none.
@@ -228,8 +261,24 @@ class Collection:
         """Name the sent fields (or only those of `names`) that a record holds otherwise, as the wire judges it."""
         own_name = self.find_by.record_name if isinstance(self.find_by, Find) else str
         asked = fields if names is None else names
+        return tuple(name for name in asked if not self._same(name, fields.get(name), at(record, own_name(name))))
+
+    def is_gone(self, record: Mapping[str, object]) -> bool:
+        """Tell whether a record that can still be read says that it is deleted."""
         zone = self.api.zoneinfo
-        return tuple(name for name in asked if not self.wire.same(fields.get(name), at(record, own_name(name)), zone))
+        return bool(self.gone) and all(
+            self.wire.same(value, at(record, name), zone) for name, value in self.gone.items()
+        )
+
+    def _same(self, name: str, sent: object, held: object) -> bool:
+        if normals := self.normalise.get(name):
+            sent, held = normalised(sent, normals), normalised(held, normals)
+        return self.wire.same(sent, held, self.api.zoneinfo)
+
+    def _places(self) -> dict[str, str]:
+        """Tell where the keys stand in a record of a list, if nothing else is declared."""
+        places = self.key_places.items()
+        return {name: name if isinstance(place, Header) or "{" in place else place for name, place in places}
 
     def _how(self, operation: Operation) -> Call | Replace | Unsupported:
         match operation:
@@ -300,7 +349,7 @@ class Collection:
 
     def _request(
         self,
-        how: Call | Find,
+        how: Call | Find | Listing,
         operation: Operation | None,
         lookup: Lookup,
         headers: Mapping[str, str] | None = None,
