@@ -327,6 +327,16 @@ class Reconciling(Store):
         return tuple((row.id, row.reference) for row in tx.execute(rows.order_by(links.c.id).limit(limit)))
 
     @reads
+    def led_to(
+        self, tx: Transaction, references: Sequence[str], *, upto: int, since: datetime | None = None
+    ) -> frozenset[str]:
+        """Tell which resources `linked_after` has given out by the same arguments."""
+        rows = select(links.c.reference).where(links.c.reference.in_(references), links.c.id <= upto)
+        if since is not None:
+            rows = rows.where(links.c.updated_at >= since)
+        return frozenset(tx.execute(rows).scalars())
+
+    @reads
     def parents_after(self, tx: Transaction, after: int, *, resource_type: str, limit: int) -> tuple[Link, ...]:
         """List links whose records are in the legacy system by id, those beyond `after`, with their keys."""
         rows = select(links).where(links.c.id > after, links.c.resource_type == resource_type, links.c.state.in_(THERE))
