@@ -91,7 +91,7 @@ class Looker:
             )
 
     def before_create(self, collection: Collection, sent: Sent, own: Link | None) -> Hit | None:
-        """12: look before a create whether its record is there, made by a write that this ledger knows nothing of."""
+        """12: look before a create for its record: this ledger may not know of it, or it is said to be gone."""
         if not collection.can_find:
             why = f"the ledger was set back in time, and {collection.name} cannot be looked up"
             raise Hold("no find", f"{why}: look by hand whether the record is there")
@@ -148,6 +148,7 @@ class Looker:
         """Find the records that nobody owns: those that agree in all that was sent, and in which fields others differ.
 
         An API may still show the record that we deleted to replace it; or give its key to the new one, which agrees.
+        What was said to be gone and is found is nobody else's, whatever it says.
         """
         hits: dict[str, Hit] = {}
         for each in sent:
@@ -155,6 +156,8 @@ class Looker:
                 if first(hit.keys) not in hits or not hit.differs:
                     hits[first(hit.keys)] = hit
         owned = set(self._ledger.owners(collection.name, list(hits))) if hits else set()
+        if own is not None and own.state is LinkState.FORGOTTEN and own.collection == collection.name:
+            owned.discard(first(own.keys))
         free = {key: hit for key, hit in hits.items() if key not in owned}
         gone = {first(own.keys)} if own is not None and own.state is LinkState.HALF_REPLACED else set()
         differing = {name for key, hit in free.items() if key not in gone for name in hit.differs}

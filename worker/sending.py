@@ -163,10 +163,11 @@ class Sender:
         )
 
     def _is_there(self, create: Write, step: Step) -> bool:
-        """12: look before a create where the ledger was set back in time, or the declaration wants it."""
+        """12: look before a create where the ledger was set back, the declaration wants it, or a person's word is."""
         record, collection = _there(create.record), create.target.collection
         declared = isinstance(collection.find_by, Find) and collection.find_by.before_create
-        if not (self._claim.recovering or declared):
+        forgotten = step.link is not None and step.link.state is LinkState.FORGOTTEN and collection.can_find
+        if not (self._claim.recovering or declared or forgotten):
             return False
         sent = Sent(record.resolve(self._keys), record.parents)
         hit = self._looker.before_create(collection, sent, step.link)

@@ -13,6 +13,7 @@ from worker.ledger.crosswalk import Crosswalk
 from worker.ledger.database import Clock, Database
 from worker.ledger.depending import Depending
 from worker.ledger.ending import Ending
+from worker.ledger.forgetting import Forgetting
 from worker.ledger.identifying import Identifying
 from worker.ledger.intake import Intake
 from worker.ledger.opening import Opening
@@ -33,6 +34,7 @@ class Ledger(
     Claiming,
     Depending,
     Ending,
+    Forgetting,
     Identifying,
     Backlog,
     Operate,

@@ -200,10 +200,11 @@ class _Known:
 
     def _judged(self, new: NewLink) -> Judged:
         own = self.slots.get((new.reference, new.slot))
-        if own is not None:
+        forgotten = own is not None and own.state == LinkState.FORGOTTEN
+        if own is not None and not forgotten:
             return _against(own, new)
         other = self.keys.get((new.collection, new.key))
-        if other is not None:
+        if other is not None and (own is None or other.id != own.id):
             whose = f"{other.reference}{f' ({other.slot})' if other.slot else ''}"
             return Judged(Verdict.REFUSED, f"{OWNED} {whose}")
         why = self._unsettled(new)
@@ -286,9 +287,19 @@ def _put(tx: Transaction, good: Sequence[NewLink], origin: Origin) -> frozenset[
             "created_at": tx.now,
             "updated_at": tx.now,
         }
-        if tx.execute(statement, row).first() is not None:
+        if _raised(tx, new, row) or tx.execute(statement, row).first() is not None:
             made.add((new.reference, new.slot))
     return frozenset(made)
+
+
+def _raised(tx: Transaction, new: NewLink, row: Mapping[str, Any]) -> bool:
+    """Let a link whose record was said to be gone have the record that a person found in its place."""
+    other = links.alias("other")
+    taken = exists(
+        select(other.c.id).where(other.c.collection == new.collection, other.c.key == new.key, other.c.id != links.c.id)
+    )
+    forgotten = links.c.reference == new.reference, links.c.slot == new.slot, links.c.state == LinkState.FORGOTTEN
+    return tx.execute(update(links).where(*forgotten, ~taken).values(**row)).rowcount == 1
 
 
 def _follow(tx: Transaction, made: Sequence[NewLink]) -> None:

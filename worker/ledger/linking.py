@@ -99,11 +99,11 @@ def bring_link_in_line(tx: Transaction, write: Any, answer: Answer, *, late: boo
     elif write.operation == Operation.DELETE:
         values |= {"digest": None} | ({} if late else {"state": LinkState.TOMBSTONE, "look_at": None})
         if not late:
-            _tell_dependents(tx, write.reference, void=(PARENT,))
+            tell_dependents(tx, write.reference, void=(PARENT,))
     elif answer.outcome is WriteOutcome.DONE and link.state != LinkState.HALF_REPLACED:
         trusted = not late and link.epoch == write.link_epoch
         values |= _written(write, answer, trusted=trusted, baseline=None if late else baseline)
-        if link.state == LinkState.TOMBSTONE:
+        if link.state in (LinkState.TOMBSTONE, LinkState.FORGOTTEN):
             _lives_again(tx, write.reference)
     else:
         values["digest"] = None
@@ -170,7 +170,7 @@ def _link_created(
         _hold(tx, write.reference, "owned key", "the legacy API answered with the key of another resource's record")
         return False
     if link is not None and link.key != key:
-        _tell_dependents(tx, write.reference, void=(PARENT, VALUE))
+        tell_dependents(tx, write.reference, void=(PARENT, VALUE))
     depend(tx, write.reference, write.parents.values(), PARENT)
     tx.execute(WAKE_CHILDREN, {"of": write.reference, "now": tx.now})
     return True
@@ -186,7 +186,7 @@ def _takes_its_place(tx: Transaction, write: Any, answer: Answer, link: Any, *, 
 
 def _lives_again(tx: Transaction, reference: str) -> None:
     """A record that was deleted is back under its old key: those who stand under it are looked at."""
-    _tell_dependents(tx, reference, void=(PARENT,))
+    tell_dependents(tx, reference, void=(PARENT,))
     tx.execute(WAKE_CHILDREN, {"of": reference, "now": tx.now})
 
 
@@ -253,7 +253,7 @@ def depend(tx: Transaction, reference: str, on: Iterable[str], kind: str) -> Non
         tx.execute(insert_or(tx, dependencies).on_conflict_do_nothing(), rows)
 
 
-def _tell_dependents(tx: Transaction, of: str, *, void: Sequence[str]) -> None:
+def tell_dependents(tx: Transaction, of: str, *, void: Sequence[str]) -> None:
     """Have every resource looked at whose record holds the key of this one, which is another now, or buried.
 
     Those that hold it in a way that `void` names are written anew, though their content by reference is the same.

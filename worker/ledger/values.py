@@ -79,6 +79,7 @@ class LinkState(StrEnum):
     TOMBSTONE = "tombstone"  # deleted; the keys stay, so that a late answer is recognised
     HALF_REPLACED = "half-replaced"  # the old record is deleted, the new one not yet made
     LEFT_BEHIND = "left-behind"  # should be deleted and cannot be
+    FORGOTTEN = "forgotten"  # a tombstone by a person's word: it is looked for before another record is made
 
 
 class Origin(StrEnum):
