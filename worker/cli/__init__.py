@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from worker.cli import ask, links, mapping, operate, processes, recovered, routes
+from worker.cli import ask, links, mapping, operate, processes, reconcile, recovered, routes
 from worker.errors import ReverseSyncError, SettingsInvalid, where
 
 __all__ = ["commands", "main"]
@@ -33,6 +33,7 @@ for _command in (
     *mapping.COMMANDS,
     *routes.COMMANDS,
     *recovered.COMMANDS,
+    *reconcile.COMMANDS,
     *processes.COMMANDS,
 ):
     commands.add_command(_command)

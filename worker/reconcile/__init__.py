@@ -3,9 +3,3 @@
 It only reads: two systems, through the gate and within the quota. What it finds goes into the ledger, page by page with
 the position, and what is to be mended is marked due there. It never writes to either system.
 """
-
-from __future__ import annotations
-
-from worker.reconcile.passes import Arguments, Reconciliation
-
-__all__ = ["Arguments", "Reconciliation"]

@@ -299,7 +299,7 @@ class Comparing:
         if isinstance(read, Absent) or read.last_updated is None:
             return ""
         is_settled = isinstance(read, Present) and work.standing.applied_version == read.version_id
-        is_fresh = now - read.last_updated < timedelta(seconds=self._fresh_s)
+        is_fresh = self._fresh_s > 0 and now - read.last_updated < timedelta(seconds=self._fresh_s)
         return "Medplum changed it a moment ago" if is_fresh and not is_settled else ""
 
 

@@ -11,6 +11,7 @@ from worker.ledger.values import Link, Operation
 from worker.legacy import Collection
 from worker.plan import THERE, Doubt, Step
 
+GONE = "gone"  # the reason of a mirror that is held because its record is; to give that up is what it waits for
 NO_LINK = "a record that agrees is there, and no link owns it: see `reverse-sync links`"
 LIVES_AGAIN = "a record is there again that the sync had deleted"
 UNWANTED = "its resource wants no record any more"
@@ -71,7 +72,7 @@ def overlaid(found: Finding, standing: Standing, fresh: str) -> Finding:
     if standing.is_busy or fresh:
         why = standing.why if standing.is_busy else fresh
         return replace(found, verdict=Verdict.IN_FLIGHT, fields=(), detail=why, mend=Mend.NOTHING)
-    if standing.needs_a_person:
+    if standing.needs_a_person and not (standing.reason == GONE and found.mend is Mend.FORGET):
         return replace(found, verdict=Verdict.PERSON, fields=(), detail=standing.why, mend=Mend.NOTHING)
     return found
 
