@@ -41,6 +41,13 @@ NEXT_BY_REASON = {
 }
 """What a person can do, by the reason that the ledger gives."""
 
+_DRIFT = {
+    "differs": "differ",
+    "missing": "missing",
+    "extra": "extra",
+    "duplicate": "duplicate",
+    "unreadable": "unreadable",
+}
 _DECIDE = "see both sides before you replay it"
 
 
@@ -92,6 +99,8 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
     oldest, dispatched = status["oldest_open_seconds"], status["last_dispatch_seconds"]
     yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
     yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
+    if status.get("compared"):
+        yield f"compared       {' · '.join(_compared(name, told) for name, told in sorted(status['compared'].items()))}"
     for mode in status.get("recovering", ()):
         yield f"recovering     {mode['restored']} restored to {mode['since'][:19]}Z, by {mode['who']}: {mode['why']}"
     for pause in status["paused"]:
@@ -99,6 +108,12 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"paused         {scope}, by {pause['who']}: {pause['why']}"
     for line in _what_next(status):
         yield f"next           {line}"
+
+
+def _compared(name: str, told: Mapping[str, Any]) -> str:
+    """Say when a type was last compared as a whole, and how many of its records were not as they should be."""
+    kinds = [f"{told[kind]:,} {word}" for kind, word in _DRIFT.items() if told.get(kind)]
+    return f"{name} {ago(told['seconds'])}: {', '.join(kinds) or 'all as they should be'}"
 
 
 def _what_next(status: Mapping[str, Any]) -> Iterator[str]:

@@ -279,13 +279,13 @@ class Reconciling(Store):
         return frozenset(tx.execute(select(findings.c.key).where(*mine)).scalars())
 
     @reads
-    def last_reconciled(self, tx: Transaction) -> dict[str, tuple[datetime, dict[str, int]]]:
-        """Tell of each type when it was last compared as a whole, and what came of it."""
+    def last_reconciled(self, tx: Transaction) -> dict[str, dict[str, float]]:
+        """Tell of each type how many seconds ago it was last compared as a whole, and what came of it."""
         rows = tx.execute(
             select(reconciliations).where(reconciliations.c.ended_at.is_not(None)).order_by(reconciliations.c.ended_at)
         )
         return {
-            name: (row.ended_at, dict(numbers))
+            name: {"seconds": round((tx.now - row.ended_at).total_seconds(), 3), **numbers}
             for row in rows
             if not row.arguments.get("sample") and not row.arguments.get("since")
             for name, numbers in row.counts.items()
