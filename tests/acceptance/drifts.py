@@ -59,9 +59,17 @@ def brought_back(system: System, drifts: Drifts, each: int, *, within_s: float) 
     links = {link["reference"]: link for link in system.ledger.links_of("Patient")}
     system.medplum.write((), gone)
     system.settle(within_s)
+    lets_deletes_pass(system, within_s=within_s)
     for reference in gone:
         system.clinic.edit(f"patient/{links[reference]['keys']['number']}", status="active")
         drifts.expected.add(("extra", reference))
+
+
+def lets_deletes_pass(system: System, *, within_s: float) -> None:
+    """Release what the hourly budget of deletes holds, as an operator does who knows that they are meant."""
+    if any(row["reason"] == "budget" for row in system.ledger.failed()):
+        system.cli("replay", "--all", "--reason", "budget", "--yes", "--why", "the acceptance tests")
+        system.settle(within_s)
 
 
 def _seed(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.drifts import Drifts, Named, brought_back, drifted, population
+from tests.acceptance.drifts import Drifts, Named, brought_back, drifted, lets_deletes_pass, population
 from tests.acceptance.system import System, started
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -56,6 +56,7 @@ def mends(system: System, drifts: Drifts, *, within_s: float) -> None:
     assert names(told) == drifts.expected
     assert told["mends"]["person"] == len(drifts.lasting)
     system.settle(within_s)
+    lets_deletes_pass(system, within_s=within_s)
     told = reconciles(system)
     assert names(told) == drifts.lasting
     assert names(told, NOT_DRIFT) == set()

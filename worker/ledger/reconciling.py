@@ -23,6 +23,7 @@ from worker.ledger.tables import findings, links, mirrors, operator_actions, rec
 from worker.ledger.tables import writes as announced
 from worker.ledger.values import Link, LinkState, Operation, State
 
+GIVEN_UP = "given up"  # stands with the arguments of a run that was broken off, once another has begun with them
 RUNS_KEPT = 20  # of ended runs the findings are kept; of older ones only the counts
 
 
@@ -173,9 +174,11 @@ class Reconciling(Store):
     ) -> Run:
         """Begin a run. Those with the same arguments that were broken off are given up, old findings are dropped."""
         open_ones = tx.execute(select(reconciliations).where(reconciliations.c.ended_at.is_(None))).all()
-        given_up = [row.id for row in open_ones if row.arguments == dict(arguments)]
-        tx.execute(delete(findings).where(findings.c.run.in_(given_up)))
-        tx.execute(delete(reconciliations).where(reconciliations.c.id.in_(given_up)))
+        for row in open_ones:
+            if row.arguments == dict(arguments):
+                given_up = {"arguments": {**row.arguments, GIVEN_UP: True}, "ended_at": tx.now}
+                tx.execute(update(reconciliations).where(reconciliations.c.id == row.id).values(**given_up))
+                tx.execute(delete(findings).where(findings.c.run == row.id))
         newest = select(reconciliations.c.id).order_by(reconciliations.c.id.desc()).limit(RUNS_KEPT)
         tx.execute(delete(findings).where(findings.c.run.not_in(newest)))
         row = {
@@ -192,15 +195,8 @@ class Reconciling(Store):
 
     @reads
     def run(self, tx: Transaction, number: int) -> Run:
-        """Tell where a run stands.
-
-        Raises:
-            LedgerError: it was given up.
-        """
-        row = tx.execute(select(reconciliations).where(reconciliations.c.id == number)).one_or_none()
-        if row is None:
-            raise LedgerError(f"run {number} was given up: somebody began anew with the same arguments")
-        return _run(row)
+        """Tell where a run stands, and what came of it."""
+        return _run(tx.execute(select(reconciliations).where(reconciliations.c.id == number)).one())
 
     @writes
     def keep_page(self, tx: Transaction, run: Run, page: Page, *, repair: bool) -> Run:
@@ -210,7 +206,7 @@ class Reconciling(Store):
         is done to it. Links that are to be given up are not given up here: see `forget_record`.
 
         Raises:
-            LedgerError: another process has gone on with this run.
+            LedgerError: another process has gone on with this run, or begun anew.
         """
         _lock_mirrors(tx, [found.reference for found in page.findings if found.reference])
         now = _standings(tx, list(page.marks))
@@ -228,7 +224,7 @@ class Reconciling(Store):
             .returning(*reconciliations.c)
         ).one_or_none()
         if taken is None:
-            raise LedgerError(f"another process goes on with run {run.id}: see to it that only one does")
+            raise LedgerError(f"another process goes on with run {run.id}, or began anew: let only one do so")
         if settled:
             tx.execute(insert(tx, findings), [_row(tx, run.id, found) for found in settled])
         given = [found for found in settled if found.mend in {Mend.DUE, Mend.RELINK}] if repair else []
@@ -245,7 +241,7 @@ class Reconciling(Store):
             update(reconciliations).where(*mine).values(ended_at=tx.now).returning(*reconciliations.c)
         ).one_or_none()
         if ended is None:
-            raise LedgerError(f"another process goes on with run {run.id}: see to it that only one does")
+            raise LedgerError(f"another process goes on with run {run.id}, or began anew: let only one do so")
         return _run(ended)
 
     @reads
@@ -287,7 +283,7 @@ class Reconciling(Store):
         return {
             name: {"seconds": round((tx.now - row.ended_at).total_seconds(), 3), **numbers}
             for row in rows
-            if not row.arguments.get("sample") and not row.arguments.get("since")
+            if not any(row.arguments.get(each) for each in ("sample", "since", GIVEN_UP))
             for name, numbers in row.counts.items()
         }
 

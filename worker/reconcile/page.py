@@ -41,7 +41,8 @@ h1 { font-size: 1.4rem; margin-bottom: .25rem; } h2 { font-size: 1.05rem; margin
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; } caption { text-align: left; color: var(--soft); }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td.zero { color: var(--soft); }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; } td.zero { color: var(--soft); }
 svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 14px system-ui, sans-serif; }
 svg .soft { fill: var(--soft); font-size: 12px; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: .4rem 0 0; padding: 0; list-style: none;
@@ -70,10 +71,11 @@ def render(told: Report, found: Iterable[KeptFinding], *, now: datetime) -> str:
 
 def verdict_of(told: Report) -> str:
     """Say in one sentence what a lead wants to know."""
-    if told.drift:
-        number = f"{told.drift:,} {'record is' if told.drift == 1 else 'records are'} not as Medplum has them"
-    else:
-        number = "Every record that was judged is as Medplum has it"
+    untold = sum(each.counts[Verdict.UNREADABLE] for each in told.types)
+    wrong = told.drift - untold
+    said = [f"{wrong:,} {'record is' if wrong == 1 else 'records are'} not as Medplum has them"] if wrong else []
+    said += [f"{untold:,} could not be judged"] if untold else []
+    number = ", ".join(said) or "Every record that was judged is as Medplum has it"
     partly = "" if told.finished else " so far: the run was broken off"
     return number + (f" in a sample of {told.sample:,} of each type" if told.sample else "") + partly
 
@@ -99,6 +101,7 @@ def _picture(told: Report) -> str:
     return (
         f'<svg role="img" aria-label="{escape(words)}" viewBox="0 0 {_WIDTH} {height}">{rows}</svg>'
         f'<ul class="key">{key}</ul>'
+        '<p class="soft">What is not equal is drawn wider than it is, so that it can be seen.</p>'
     )
 
 
