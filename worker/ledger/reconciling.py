@@ -181,7 +181,7 @@ class Reconciling(Store):
                 tx.execute(delete(findings).where(findings.c.run == row.id))
         newest = select(reconciliations.c.id).order_by(reconciliations.c.id.desc()).limit(RUNS_KEPT)
         tx.execute(delete(findings).where(findings.c.run.not_in(newest)))
-        row = {
+        new = {
             "arguments": dict(arguments),
             "position": dict(position),
             "who": who,
@@ -190,7 +190,7 @@ class Reconciling(Store):
             "started_at": tx.now,
             "touched_at": tx.now,
         }
-        began = insert(tx, reconciliations).values(**row).returning(*reconciliations.c)
+        began = insert(tx, reconciliations).values(**new).returning(*reconciliations.c)
         return _run(tx.execute(began).one())
 
     @reads

@@ -28,7 +28,7 @@ AT_A_TIME = 100
 PAGE = 1000  # of a search: many resources can have one time, and a page has to get beyond it
 KNOWN_AT_A_TIME = 5000
 PARENTS_AT_A_TIME = 50
-MEDPLUM_CLOCK_S = 1.0  # its clock is told in whole seconds
+BEYOND_S = 60.0  # what changes later than this after it began is not looked for; Medplum tells its clock late
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Position = Mapping[str, Any]
@@ -298,7 +298,7 @@ class _Place:
             since = datetime.fromisoformat(place["since"])
             return cls(since, datetime.fromisoformat(place["until"]), frozenset(place["shown"]))
         now = asking.medplum.server_time() or datetime.now(UTC)
-        return cls(since or _BEGINNING, now + timedelta(seconds=MEDPLUM_CLOCK_S))
+        return cls(since or _BEGINNING, now + timedelta(seconds=BEYOND_S))
 
     def told(self) -> dict[str, Any]:
         return {"since": _iso(self.since), "until": _iso(self.until), "shown": sorted(self.shown)}
