@@ -82,10 +82,10 @@ def reconcile(
     --repair marks what the sync can mend due, and believes nothing any more of what was written to it. Run it again to
     see what became of that. Exit code 1 if something is not as it should be.
     """
-    from worker.reconcile.passes import Arguments, compared_types
-
     if repair and not why:
         raise click.UsageError("--repair needs --why: it is recorded")
+    from worker.reconcile.passes import Arguments, compared_types
+
     who = operator()
     with opened() as ledger, systems() as (settings, routes, asking):
         chosen, left_out = compared_types(ledger, routes, types)

@@ -135,9 +135,10 @@ class Comparing:
             return told
         free, open_creates = self._free(collection, sorted(by_key))
         free -= self._ledger.told_keys(run, collection.name, sorted(free))
+        with ThreadPoolExecutor(self._threads) as threads:
+            there = threads.map(lambda key: self._eyes.is_there(collection, by_key[key].keys), sorted(free))
+            free = {key for key, is_there in zip(sorted(free), there, strict=True) if is_there}
         for key in sorted(free):
-            if not self._eyes.is_there(collection, by_key[key].keys):
-                continue
             found = Finding(resource_type, Verdict.EXTRA, collection.name, key=key, mend=Mend.PERSON)
             words = "only the legacy system has it: link it by `reverse-sync links import`, or remove it by hand"
             if open_creates:

@@ -7,7 +7,7 @@ killed goes on where it was; and no more than a page is held at a time, however 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -29,6 +29,7 @@ PAGE = 1000  # of a search: many resources can have one time, and a page has to 
 KNOWN_AT_A_TIME = 5000
 PARENTS_AT_A_TIME = 50
 BEYOND_S = 60.0  # what changes later than this after it began is not looked for; Medplum tells its clock late
+_COUNT = ("_count", str(PAGE))
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Position = Mapping[str, Any]
@@ -97,7 +98,9 @@ def compared_types(ledger: Ledger, routes: Routes, wanted: Sequence[str]) -> tup
     chosen, left = [], {}
     for name in wanted or routes:
         phase = rows[name].phase if name in rows else None
-        if phase in {Phase.LIVE, Phase.PAUSED}:
+        if phase in {Phase.LIVE, Phase.PAUSED} and rows[name].mapping_version != routes[name].version:
+            left[name] = "this code maps by another version than the active one: run it with the workers' code"
+        elif phase in {Phase.LIVE, Phase.PAUSED}:
             chosen.append(name)
         else:
             left[name] = f"the route is {phase or 'not known to the ledger: run `reverse-sync migrate`'}"
@@ -324,9 +327,30 @@ class _Search:
                         yield self._new(some)
             except MedplumUnavailable as away:
                 quiet += 1
-                self.asking.wait(away.retry_after_s, quiet, away)
+                if quiet > 1 and (yield from self._moment()):
+                    quiet = 0
+                else:
+                    self.asking.wait(away.retry_after_s, quiet, away)
             else:
                 return
+
+    def _moment(self) -> Generator[list[str], None, bool]:
+        """Go through one moment by ids: where it has more resources than a page, no search by time gets beyond it.
+
+        Returns False where Medplum does not answer that either: then it is away.
+        """
+        try:
+            first = next(self.asking.search(self.type, (*self._query()[:-1], ("_count", "1")))).entries
+            if first and first[0].last_updated is not None and first[0].last_updated > self.place.since:
+                self.place = _Place(first[0].last_updated, self.place.until)
+            asked = (("_lastUpdated", f"eq{_iso(self.place.since)}"), *self._deleted, ("_sort", "_id"), _COUNT)
+            for page in self.asking.search(self.type, asked):
+                for some in chunks(page.entries, AT_A_TIME):
+                    yield self._new(some)
+        except MedplumUnavailable:
+            return False
+        self.place = _Place(self.place.since + timedelta(milliseconds=1), self.place.until)
+        return True
 
     def _new(self, entries: Sequence[Any]) -> list[str]:
         """Move on over some entries; who was handed out already is not among those that are given."""
@@ -340,9 +364,12 @@ class _Search:
         return new
 
     def _query(self) -> tuple[tuple[str, str], ...]:
-        deleted = (("_deleted", "true"),) if self.deleted else ()
         times = (("_lastUpdated", f"ge{_iso(self.place.since)}"), ("_lastUpdated", f"le{_iso(self.place.until)}"))
-        return (*times, *deleted, ("_sort", "_lastUpdated"), ("_count", str(PAGE)))
+        return (*times, *self._deleted, ("_sort", "_lastUpdated"), _COUNT)
+
+    @property
+    def _deleted(self) -> tuple[tuple[str, str], ...]:
+        return (("_deleted", "true"),) if self.deleted else ()
 
 
 def _in_flight(found: Finding) -> Finding:
