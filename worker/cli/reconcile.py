@@ -40,7 +40,12 @@ _BAR = 20
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, metavar="S", help="Draws another sample, the same each time."
 )
-@click.option("--since", type=Moment(), help="Only what changed since then, as in 2h or 2026-11-22T14:00Z.")
+@click.option(
+    "--since",
+    metavar="WHEN",
+    callback=lambda ctx, param, said: (said, Moment().convert(said, param, ctx)) if said else None,
+    help="Only what changed since then, as in 2h or 2026-11-22T14:00Z.",
+)
 @click.option("--repair", is_flag=True, help="Give what the sync can mend to the sync: marked due, no more believed.")
 @click.option("--why", help="Recorded; needed with --repair.")
 @click.option("--values", is_flag=True, help="Show the values of fields that differ, as they are now; recorded.")
@@ -62,7 +67,7 @@ def reconcile(
     types: tuple[str, ...],
     sample: int | None,
     seed: int,
-    since: datetime | None,
+    since: tuple[str, datetime] | None,
     repair: bool,
     why: str | None,
     values: bool,
@@ -84,6 +89,8 @@ def reconcile(
     """
     if repair and not why:
         raise click.UsageError("--repair needs --why: it is recorded")
+    if values and as_json:
+        raise click.UsageError("--values are for a person's terminal: leave --json out")
     from worker.reconcile.passes import Arguments, compared_types
 
     who = operator()
@@ -91,7 +98,8 @@ def reconcile(
         chosen, left_out = compared_types(ledger, routes, types)
         if not chosen:
             raise LedgerError("no route to compare: " + "; ".join(f"{name}: {said}" for name, said in left_out.items()))
-        arguments = Arguments(chosen, sample, seed, since, repair)
+        since_said, moment = since or ("", None)
+        arguments = Arguments(chosen, sample, seed, moment, since_said, repair)
         if ledger.sealer.can_seal:  # a token of this command's own would use up the workers' refresh token
             for api in {collection.api for route in routes.values() for collection in route.collections}:
                 api.bind(ledger)
@@ -123,7 +131,7 @@ def _begun(ledger: Ledger, routes: Routes, arguments: Arguments, *, who: str, wh
     if arguments.repair:
         named = {"types": list(arguments.types), "sample": arguments.sample, "since": said["since"]}
         action = ledger.begin_action(who=who, action="reconcile", why=why, arguments=named)
-    return ledger.begin_run(said, beginning(ledger), who=who, action=action)
+    return ledger.begin_run(said, beginning(ledger, arguments), who=who, action=action)
 
 
 def _compared(

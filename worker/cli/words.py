@@ -100,7 +100,7 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
     yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
     if status.get("compared"):
-        yield f"compared       {' · '.join(_compared(name, told) for name, told in sorted(status['compared'].items()))}"
+        yield f"compared       {' · '.join(_compared(status['compared']))}"
     for mode in status.get("recovering", ()):
         yield f"recovering     {mode['restored']} restored to {mode['since'][:19]}Z, by {mode['who']}: {mode['why']}"
     for pause in status["paused"]:
@@ -110,10 +110,17 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"next           {line}"
 
 
-def _compared(name: str, told: Mapping[str, Any]) -> str:
-    """Say when a type was last compared as a whole, and how many of its records were not as they should be."""
-    kinds = [f"{told[kind]:,} {word}" for kind, word in _DRIFT.items() if told.get(kind)]
-    return f"{name} {ago(told['seconds'])}: {', '.join(kinds) or 'all as they should be'}"
+def _compared(types: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Say when types were last compared as a whole: those that are not as they should be, then the others together."""
+    well = []
+    for name, told in sorted(types.items()):
+        kinds = [f"{told[kind]:,} {word}" for kind, word in _DRIFT.items() if told.get(kind)]
+        if kinds:
+            yield f"{name} {ago(told['seconds'])}: {', '.join(kinds)}"
+        else:
+            well.append(told["seconds"])
+    if well:
+        yield f"{count(len(well), 'type')} as they should be, within the last {span(max(well))}"
 
 
 def _what_next(status: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import blake2b
@@ -55,6 +55,7 @@ class Arguments:
     sample: int | None = None
     seed: int = 0
     since: datetime | None = None
+    since_said: str = ""  # as it was asked for: "2d" is another time at each call, and the same run
     repair: bool = False
 
     def told(self, routes: Routes) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Arguments:
             "types": {name: routes[name].version for name in self.types},
             "sample": self.sample,
             "seed": self.seed if self.sample else None,
-            "since": None if self.since is None else self.since.isoformat(timespec="seconds"),
+            "since": None if self.since is None else self.since_said or _iso(self.since),
             "repair": self.repair,
         }
 
@@ -81,9 +82,10 @@ class Stage:
         return f"{self.type}, {self.kind}" if self.collection is None else f"{self.collection.name}, {self.kind}"
 
 
-def beginning(ledger: Ledger) -> Position:
+def beginning(ledger: Ledger, arguments: Arguments) -> Position:
     """Give the position of a run that has not begun: links that are made meanwhile are met by their resources."""
-    return {"stage": 0, "upto": ledger.last_link(), "place": {}}
+    since = None if arguments.since is None else _iso(arguments.since)
+    return {"stage": 0, "upto": ledger.last_link(), "since": since, "place": {}}
 
 
 def compared_types(ledger: Ledger, routes: Routes, wanted: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -130,14 +132,16 @@ class Reconciliation:
         Raises:
             ApiSilent, MedplumError, LedgerError: it broke off; the same command goes on from there.
         """
-        stages = self._stages(arguments)
-        number, upto = int(run.position["stage"]), int(run.position["upto"])
+        if run.position["since"] is not None:  # that of its beginning
+            arguments = replace(arguments, since=datetime.fromisoformat(run.position["since"]))
+        stages, number = self._stages(arguments), int(run.position["stage"])
+        lasting = {name: run.position[name] for name in ("upto", "since")}
         place: Position = run.position["place"]
         for stage in stages[number:]:
             for told, following in self._pages(stage, place, arguments, run):
-                run = self._keep(run, told, {"stage": number, "upto": upto, "place": following}, arguments)
+                run = self._keep(run, told, {**lasting, "stage": number, "place": following}, arguments)
             number, place = number + 1, {}
-            run = self._keep(run, Told(), {"stage": number, "upto": upto, "place": {}}, arguments)
+            run = self._keep(run, Told(), {**lasting, "stage": number, "place": {}}, arguments)
         return self._ledger.end_run(run)
 
     def _stages(self, arguments: Arguments) -> list[Stage]:
@@ -271,20 +275,19 @@ class Reconciliation:
         self, stage: Stage, collection: Collection, place: Position, run: Run
     ) -> Iterator[tuple[Told, Position]]:
         at, first, done = str(place.get("at", "")), place.get("first"), int(place.get("done", 0))
-        while True:
+        while not place.get("end"):
             listed = self._comparing.page(collection, at)
             if isinstance(listed, str):
-                yield self._comparing.unlisted(stage.type, collection, listed), {"at": at, "first": first, "done": done}
+                yield self._comparing.unlisted(stage.type, collection, listed), {"end": True}
                 return
             shown = first_key(listed.hits[0].keys) if listed.hits else None
             if shown is not None and shown == first:
                 return  # an API that does not know the parameter gives the same page for ever
             at, first, done = listed.following, shown, done + len(listed.hits)
             told = self._comparing.strangers(stage.type, collection, listed.hits, run=run.id)
-            yield told, {"at": at, "first": first, "done": done}
+            place = {"at": at, "first": first, "done": done, "end": not at}
+            yield told, place
             self._progress(stage.name, done, None)
-            if not at:
-                return
 
 
 @dataclass(slots=True)

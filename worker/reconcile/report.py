@@ -79,7 +79,7 @@ def report(ledger: Ledger, run: Run, routes: Routes, left_out: Mapping[str, str]
         finished=run.ended_at is not None,
         sample=said["sample"],
         seed=said["seed"],
-        since=said["since"],
+        since=run.position["since"],
         repair=bool(said["repair"]),
         types=tuple(_of_type(ledger, run, name) for name in said["types"]),
         left_out=left_out,

@@ -13,7 +13,7 @@ from worker.ledger.reconciling import Finding, Mend, Page, Run, Verdict
 from worker.ledger.values import Disposition, LinkState, Operation, State
 
 ARGUMENTS = {"types": {"Patient": "m1"}, "sample": None, "seed": None, "since": None, "repair": True}
-START = {"stage": 0, "upto": 0, "place": {}}
+START: dict[str, Any] = {"stage": 0, "upto": 0, "since": None, "place": {}}
 
 
 def begins(story: Story, *, repair: bool = False, **more: Any) -> Run:

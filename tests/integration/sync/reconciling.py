@@ -20,7 +20,9 @@ def begins(story: Story, arguments: Arguments, *, who: str = "Ada") -> Run:
     action = None
     if arguments.repair:
         action = story.ledger.begin_action(who=who, action="reconcile", why="seen", arguments={})
-    return story.ledger.begin_run(arguments.told(story.routes), beginning(story.ledger), who=who, action=action)
+    return story.ledger.begin_run(
+        arguments.told(story.routes), beginning(story.ledger, arguments), who=who, action=action
+    )
 
 
 def reconciliation(story: Story, *, routes: Routes | None = None, fresh_s: float = 0.0) -> Reconciliation:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.sync.reconciling import reconciles, said
-from tests.integration.sync.story import CONDITION, OTHER, PATIENT, Story, condition, patient
+from tests.integration.sync.story import CONDITION, OTHER, PATIENT, PUT_PATIENT, Story, condition, patient
+
+on_both = pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
 
 
 def test_where_nothing_differs_nothing_is_found(story: Story) -> None:
@@ -20,6 +26,7 @@ def test_where_nothing_differs_nothing_is_found(story: Story) -> None:
     assert story.writes() == writes
 
 
+@on_both
 def test_a_record_that_was_edited_differs(story: Story) -> None:
     """The field is named and no value is kept; the sync, given it, writes it anew."""
     story.changes(patient())
@@ -32,6 +39,25 @@ def test_a_record_that_was_edited_differs(story: Story) -> None:
     story.settles()
     assert story.record()["last_name"] == "Doe"
     assert said(story, reconciles(story)) == []
+
+
+def test_a_write_that_acted_after_all_when_nobody_heard_it_is_found(story: Story) -> None:
+    """What only a comparison sees (protocol M8c): an old write has the last word, and the sync believes its own."""
+    story.changes(patient())
+    story.settles()
+    story.clock.forward(60)
+    story.breaks("reset_before", PUT_PATIENT)
+    story.changes(patient(family="Roe"))
+    story.syncs()
+    story.changes(patient(family="Poe"))
+    story.settles()
+    assert story.record()["last_name"] == "Poe"
+    story.lands()
+    assert (story.state(), story.record()["last_name"]) == ("current", "Roe")
+    assert said(story, reconciles(story)) == [(PATIENT, "differs", ("last_name",), "due")]
+    reconciles(story, repair=True)
+    story.settles()
+    story.agrees()
 
 
 def test_a_version_that_was_never_heard_of_differs_and_its_row_says_where_it_came_from(story: Story) -> None:
@@ -67,6 +93,7 @@ def test_what_the_ledger_knows_is_in_flight_or_a_persons(story: Story) -> None:
     ]
 
 
+@on_both
 def test_a_resource_that_nobody_heard_of_is_missing(story: Story) -> None:
     """A resource without link or mirror is found by Medplum's own search, and made by the sync."""
     story.saves(patient())
@@ -130,6 +157,7 @@ def test_a_delete_that_was_never_heard_of_leaves_an_extra_record(story: Story) -
     assert said(story, reconciles(story)) == []
 
 
+@on_both
 def test_a_record_that_lives_again_under_a_grave_is_extra(story: Story) -> None:
     """Somebody brought back what the sync had deleted: its link is taken up again, and the sync deletes it again."""
     story.changes(patient())

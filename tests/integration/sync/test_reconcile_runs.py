@@ -59,7 +59,7 @@ def goes_on_after(story: Story, pages: int, arguments: Arguments) -> tuple[Run, 
     return run, len(reads)
 
 
-@pytest.mark.parametrize("pages", [1, 2, 4, 6, 8])
+@pytest.mark.parametrize("pages", [1, 2, 4, 6, 8, 9])
 def test_wherever_it_is_cut_off_it_goes_on_and_counts_everything_once(
     story: Story, monkeypatch: pytest.MonkeyPatch, pages: int
 ) -> None:
@@ -142,6 +142,19 @@ def test_since_a_time_only_what_changed_since_is_compared(story: Story) -> None:
         ("Patient/p0", "extra", (), "due"),
         ("Patient/p1", "differs", ("last_name",), "due"),
     ]
+
+
+def test_how_long_ago_is_counted_from_when_the_run_began(story: Story) -> None:
+    """The same words an hour later go on with the same run, from the time that they meant when it began."""
+    has_patients(story, 1)
+    now = story.reader.server_time()
+    assert now is not None
+    first = Arguments(("Patient",), since=now - timedelta(hours=2), since_said="2h")
+    later = replace(first, since=now + timedelta(hours=1))
+    begins(story, first)
+    run = story.ledger.unfinished_run(later.told(story.routes))
+    assert run is not None
+    assert reconciliation(story).run(run, later).counts["Patient"] == {"equal": 1, "resources": 1}
 
 
 def test_a_record_that_cannot_be_read_is_told_and_does_not_hold_up_the_others(story: Story) -> None:
