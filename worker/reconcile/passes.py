@@ -28,6 +28,11 @@ AT_A_TIME = 100
 PAGE = 1000  # of a search: many resources can have one time, and a page has to get beyond it
 KNOWN_AT_A_TIME = 5000
 PARENTS_AT_A_TIME = 50
+FORGET_MOST, FORGET_PART = 100, 10  # links of a type that one run gives up: so many, or each tenth if that is more
+FORGOTTEN = "forgotten"  # the count of those
+TOO_MANY = (
+    "many records are gone: was the legacy system restored? See `reverse-sync recovered --legacy`; else run it again"
+)
 BEYOND_S = 60.0  # what changes later than this after it began is not looked for; Medplum tells its clock late
 _COUNT = ("_count", str(PAGE))
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -175,12 +180,11 @@ class Reconciliation:
         findings = [found for found in told.findings if found not in given_up]
         if given_up:
             now = self._ledger.standings(sorted({found.reference for found in given_up if found.reference}))
-            findings += [
-                self._given_up(found)
-                if found.reference and now[found.reference].mark == told.marks[found.reference]
-                else _in_flight(found)
-                for found in given_up
-            ]
+            for found in given_up:
+                if found.reference is None or now[found.reference].mark != told.marks[found.reference]:
+                    findings.append(_in_flight(found))
+                else:
+                    findings.append(self._given_up(run, told, found))
         page = Page(position, findings, told.counts, told.marks)
         run = self._ledger.keep_page(run, page, repair=arguments.repair)
         if arguments.repair and told.hints:
@@ -188,13 +192,20 @@ class Reconciliation:
             self._ledger.accept([hint for hint in told.hints if hint.reference in given])
         return run
 
-    def _given_up(self, found: Finding) -> Finding:
+    def _given_up(self, run: Run, told: Told, found: Finding) -> Finding:
+        """Give a link up whose record is gone; no more than some of them, or a legacy system that was set back or
+        emptied would be filled again by one command."""
+        name = found.resource_type
+        so_far = run.counts.get(name, {}).get(FORGOTTEN, 0) + told.counts[name][FORGOTTEN]
+        if so_far >= max(FORGET_MOST, self._ledger.known_of_type(name) // FORGET_PART):
+            return replace(found, mend=Mend.PERSON, detail=TOO_MANY)
         assert found.reference is not None  # noqa: S101 - what has a link has a resource
         why = self._why or "reconcile --repair"
         try:
             self._ledger.forget_record(found.reference, found.slot, who=self._who, why=why)
         except LedgerError:
             return _in_flight(found)
+        told.count(name, FORGOTTEN)
         return found
 
     def _links(self, stage: Stage, place: Position, arguments: Arguments, run: Run) -> Iterator[tuple[Told, Position]]:

@@ -121,6 +121,19 @@ def test_a_record_that_was_removed_is_missing_and_is_made_again(story: Story) ->
     assert said(story, reconciles(story)) == []
 
 
+def test_where_many_records_are_gone_only_some_are_made_again(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A legacy system that was emptied is not filled again by one command: the rest is told to a person."""
+    monkeypatch.setattr("worker.reconcile.passes.FORGET_MOST", 2)
+    story.changes(*(patient(f"p{number}") for number in range(5)))
+    story.settles()
+    for record in story.records():
+        removes_record(story, f"patient/{record['number']}")
+    run = reconciles(story, "Patient", repair=True)
+    assert sorted(mend for _, _, _, mend in said(story, run)) == ["forget", "forget", "person", "person", "person"]
+    story.settles()
+    assert len(story.records()) == 2
+
+
 def test_a_parent_that_was_removed_is_made_again_with_what_stood_under_it(story: Story) -> None:
     """A patient and the problems that went with its chart are all missing, and all come again."""
     story.changes(patient(), condition())
