@@ -16,6 +16,7 @@ import pytest
 
 from tests.acceptance.drifts import Drifts, Named, brought_back, drifted, lets_deletes_pass, population
 from tests.acceptance.system import System, started
+from tests.acceptance.traffic import Traffic, flowing
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
@@ -25,15 +26,14 @@ PROBLEM = "/api/patients/{uuid}/problems/{id}"
 KEPT_BEFORE_THE_KILL = 6  # the problems of 1,000 patients take four, and their stage one
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "worker.cli", "reconcile", "--fresh", "0", "--json", *arguments]
+def command(*arguments: str, fresh_s: int = 0) -> list[str]:
+    return [sys.executable, "-m", "worker.cli", "reconcile", "--fresh", str(fresh_s), "--json", *arguments]
 
 
-def reconciles(system: System, *arguments: str) -> Json:
+def reconciles(system: System, *arguments: str, fresh_s: int = 0) -> Json:
     """Run the command as an operator does, and give what it says."""
-    done = subprocess.run(
-        command(*arguments), env=system.settings, capture_output=True, text=True, timeout=300, check=False
-    )
+    line = command(*arguments, fresh_s=fresh_s)
+    done = subprocess.run(line, env=system.settings, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout, done.stderr
     told: Json = json.loads(done.stdout)
     assert done.returncode == (1 if told["drift"] else 0)
@@ -110,6 +110,7 @@ def test_every_seeded_drift_is_found_and_what_can_be_mended_is(folder: Path) -> 
         finds_though_it_is_killed(system, drifts)
         mends(system, drifts, within_s=60)
         assert "4 extra, 4 duplicate" in system.cli("status")
+        says_nothing_of_what_is_under_way(system, drifts, times=1)
 
 
 @pytest.mark.long
@@ -127,6 +128,26 @@ def test_three_hundred_seeded_drifts_are_found_and_mended(folder: Path) -> None:
         print(f"found {len(drifts.expected)} in {time.monotonic() - began:.0f} s, the kill included")
         mends(system, drifts, within_s=300)
         print(f"mended all but the {len(drifts.lasting)} of a person")
+
+
+def says_nothing_of_what_is_under_way(system: System, drifts: Drifts, *, times: int) -> None:
+    """Compare while a front end writes without rest: what changes is in flight or equal, and never a finding."""
+    with flowing(Traffic(system.medplum, seed=3)) as traffic:
+        for _ in range(times):
+            told = reconciles(system, fresh_s=30)
+            assert names(told) == drifts.lasting
+        assert traffic.writes > 20
+    system.settle(60)
+    assert names(reconciles(system)) == drifts.lasting
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_what_is_under_way_is_never_taken_for_a_difference(folder: Path) -> None:
+    """Ten comparisons in a row under traffic: none finds anything."""
+    with started(folder) as system:
+        population(system, 200, within_s=120)
+        says_nothing_of_what_is_under_way(system, Drifts(), times=10)
 
 
 @pytest.mark.long

@@ -210,7 +210,10 @@ class Reconciling(Store):
         """
         _lock_mirrors(tx, [found.reference for found in page.findings if found.reference])
         now = _standings(tx, list(page.marks))
-        settled = [_as_it_stands(found, page.marks, now) for found in page.findings]
+        given_up = [
+            found for found in page.findings if repair and found.mend is Mend.FORGET
+        ]  # they have changed by that
+        settled = [found if found in given_up else _as_it_stands(found, page.marks, now) for found in page.findings]
         counts = _added(run.counts, page.counts, settled)
         mine = (
             reconciliations.c.id == run.id,
@@ -422,8 +425,8 @@ def _standing(tx: Transaction, reference: str, mirror: Any, rows: Iterable[Any],
 
 def _as_it_stands(found: Finding, marks: Mapping[str, tuple[object, ...]], now: Mapping[str, Standing]) -> Finding:
     """Take back what was said of a resource to which something has happened since."""
-    if found.reference is None or found.mend is Mend.FORGET or found.verdict is Verdict.IN_FLIGHT:
-        return found  # what was given up has changed by that
+    if found.reference is None or found.verdict is Verdict.IN_FLIGHT:
+        return found
     if now[found.reference].mark == marks[found.reference]:
         return found
     return Finding(

@@ -77,8 +77,11 @@ def test_two_processes_cannot_go_on_with_one_run(story: Story) -> None:
     assert kept(story, run) == []
 
 
+@pytest.mark.parametrize(("repair", "mend"), [(False, Mend.FORGET), (False, Mend.DUE), (True, Mend.DUE)])
 @pytest.mark.parametrize("happens", ["hint", "attempt", "write"])
-def test_what_was_synced_while_it_was_compared_is_in_flight(story: Story, happens: str) -> None:
+def test_what_was_synced_while_it_was_compared_is_in_flight(
+    story: Story, happens: str, repair: bool, mend: Mend
+) -> None:
     """A hint, an attempt or a write since the comparison began takes back what was found: nothing is done to it."""
     story.applies("v1")
     before = story.ledger.standings([PATIENT])[PATIENT].mark
@@ -90,7 +93,7 @@ def test_what_was_synced_while_it_was_compared_is_in_flight(story: Story, happen
         story.settles(story.claims(), "v2")
     else:
         story.applies("v2")
-    run = keeps(story, begins(story, repair=True), finding(), repair=True, marks={PATIENT: before})
+    run = keeps(story, begins(story, repair=repair), finding(mend=mend), repair=repair, marks={PATIENT: before})
     [told] = kept(story, run)
     assert (told.verdict, told.mend, told.fields) == (Verdict.IN_FLIGHT, Mend.NOTHING, ())
     assert run.counts["Patient"]["in flight"] == 1
