@@ -142,7 +142,8 @@ class LegacyApi:
             clear: what an update sends to clear a field, where it is not `wire.clear`.
             list: how all of them are listed, so that `reconcile` sees what only the legacy system has.
             normalise: by mapped field, in what two values may differ and still say the same.
-            gone: what a record says that was deleted and can still be read, as {"status": "inactive"}.
+            gone: what a record says that was deleted and can still be read, as {"status": "inactive"}; {} where it
+                can be read no more. A delete that sets a status in the record's own path says it by itself.
         """
         return Collection(
             name=name,
@@ -165,7 +166,7 @@ class LegacyApi:
             normalise={
                 name: (how,) if isinstance(how, Normal) else tuple(how) for name, how in (normalise or {}).items()
             },
-            gone=dict(gone or {}),
+            gone=None if gone is None else dict(gone),
         )
 
     def known(self, kind: type[object] | str, *, keys: Sequence[str]) -> Collection:

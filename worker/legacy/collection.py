@@ -76,7 +76,7 @@ class Collection:
     clear: Mapping[str, Clear]
     list_by: Listing | None = None
     normalise: Mapping[str, tuple[Normal, ...]] = field(default_factory=dict)
-    gone: Mapping[str, Constant] = field(default_factory=dict)
+    gone: Mapping[str, Constant] | None = None  # none: nobody knows what a deleted record looks like
     known_as: str = ""  # the resource type whose records only the legacy system makes
     names: frozenset[str] = field(init=False, repr=False)  # in braces: of lines, constants and headers
     parents: frozenset[str] = field(init=False, repr=False)  # links that fill them: `patient` of `{patient.uuid}`
@@ -94,6 +94,8 @@ class Collection:
             raise RoutesInvalid(f"{self.name}: before a create there is no current record")
         if self.read_by is None and any(isinstance(call, Call) and call.needs_current for call in self._calls):
             raise RoutesInvalid(f"{self.name}: a request that needs the current record needs read")
+        if self.gone is None:
+            object.__setattr__(self, "gone", self._deleted_by_status())
         names = frozenset().union(*(call.names for call in self._calls if isinstance(call, Call | Find)))
         object.__setattr__(self, "names", names)
         object.__setattr__(
@@ -263,11 +265,23 @@ class Collection:
         asked = fields if names is None else names
         return tuple(name for name in asked if not self._same(name, fields.get(name), at(record, own_name(name))))
 
+    def _deleted_by_status(self) -> Mapping[str, Constant] | None:
+        """Return what a delete sets in a record that stays, where the declaration of the delete says it."""
+        how, read = self.delete, self.read_by
+        if not isinstance(how, Call) or read is None or not how.send or names_in(how.send):
+            return None
+        return how.send if template(how.request).path == template(read.request).path else None
+
+    @property
+    def tells_deleted(self) -> bool:
+        """Tell whether a record that can be read is known to be there, and not only to stand there as deleted."""
+        return self.gone is not None
+
     def is_gone(self, record: Mapping[str, object]) -> bool:
         """Tell whether a record that can still be read says that it is deleted."""
         zone = self.api.zoneinfo
         return bool(self.gone) and all(
-            self.wire.same(value, at(record, name), zone) for name, value in self.gone.items()
+            self.wire.same(value, at(record, name), zone) for name, value in (self.gone or {}).items()
         )
 
     def _same(self, name: str, sent: object, held: object) -> bool:

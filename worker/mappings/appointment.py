@@ -30,7 +30,6 @@ appointments = clinic.collection(
     undelete="PUT /appointments/{id}",
     find=Find("GET /appointments?external_id={external_id}&per_page=50", match=("external_id",), page="page"),
     list=Listing("GET /appointments?per_page=50", page="page"),
-    gone={"status": "cancelled"},
 )
 
 STATUS = Table(

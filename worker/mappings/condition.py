@@ -18,6 +18,7 @@ problems = clinic.collection(
     ),
     find=Find("GET /patients/{patient.uuid}/problems", match=("title", "icd10", "onset")),
     list=Listing("GET /patients/{patient.uuid}/problems", under={"patient": "Patient"}),
+    gone={},  # a deleted row can be read no more
 )
 
 

@@ -19,6 +19,7 @@ vitals = clinic.collection(
         page="page",
     ),
     list=Listing("GET /patients/{patient.uuid}/vitals?per_page=50", under={"patient": "Patient"}, page="page"),
+    gone={},  # a deleted row can be read no more
 )
 
 BLOOD_PRESSURE = ("85354-9", "55284-4")

@@ -82,6 +82,8 @@ def _unwanted(first: Finding, step: Step, collection: Collection, seen: Seen) ->
     if not _is_there(collection, seen):
         return first
     if step.operation is not Operation.DELETE:
+        if not collection.tells_deleted:  # it can be the deleted one itself
+            return replace(first, verdict=Verdict.KEPT)
         return replace(first, verdict=Verdict.EXTRA, detail=LIVES_AGAIN, mend=Mend.RELINK)
     why = collection.unsupported_reason(Operation.DELETE)
     if why is not None:
@@ -94,7 +96,7 @@ def _to_be_made(first: Finding, step: Step, compared: Compared) -> Finding:
     collection, seen = compared.collection, compared.seen
     if not step.undelete and (why := collection.unsupported_reason(Operation.CREATE)) is not None:
         return replace(first, verdict=Verdict.KEPT, detail=f"left behind: {why}")
-    if _is_there(collection, seen):
+    if _is_there(collection, seen) and collection.tells_deleted:
         return replace(first, verdict=Verdict.EXTRA, detail=LIVES_AGAIN, mend=Mend.RELINK)
     if compared.lacking:
         words = f"{compared.lacking}, to which it points, has no record"

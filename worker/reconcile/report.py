@@ -11,6 +11,7 @@ from datetime import datetime
 
 from worker.ledger import Ledger
 from worker.ledger.reconciling import DRIFT, KeptFinding, Mend, Run, Verdict
+from worker.ledger.values import Operation
 from worker.legacy import Collection, Find, Normal
 from worker.mapping import Routes
 from worker.reconcile.chance import at_most
@@ -136,6 +137,8 @@ def _unseen(run: Run, collections: Mapping[str, Collection]) -> Iterator[str]:
     for each in collections.values():
         if run.arguments["sample"] is None and run.arguments["since"] is None and not each.can_list:
             yield f"{each.name}: records that only the legacy system has, because no list is declared"
+        if each.supports(Operation.DELETE) and not each.tells_deleted:
+            yield f"{each.name}: a deleted record that is back, or one deleted by hand: its `gone` is not declared"
         if not each.can_read:
             yield f"{each.name}: no read is declared, so a record is told by what find shows of it"
         if not isinstance(each.find_by, Find):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.legacy.vendor import Asked, Behaviour, Says, Vendor
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
-from worker.legacy import Collection, LegacyApi, Listed, Listing, Normal, Unsupported
+from worker.legacy import Call, Collection, LegacyApi, Listed, Listing, Normal, Unsupported
 
 Start = Callable[[Behaviour], Vendor]
 OURS = Unsupported("nothing here writes")
@@ -106,6 +106,23 @@ def test_what_stands_there_as_deleted_is_told_by_what_is_declared(vendor: Start)
     assert soft.is_gone({"status": "inactive", "active": False})
     assert not soft.is_gone({"status": "inactive", "active": True})
     assert not declared(api).is_gone({"status": "inactive"})
+    assert (declared(api).tells_deleted, declared(api, gone={}).tells_deleted) == (False, True)
+
+
+def test_a_delete_by_status_says_what_a_deleted_record_looks_like(vendor: Start) -> None:
+    """Where it is set in the record's own path, by constants alone; a post to another collection says nothing."""
+    api = vendor(lambda asked: Says(200, [])).api()
+
+    def cancels(request: str, **sent: str) -> Collection:
+        delete = Call(request, send=sent)
+        return api.collection(
+            "visit", keys=("id",), create=OURS, update=OURS, delete=delete, find=OURS, read="GET /v/{id}"
+        )
+
+    assert cancels("PUT /v/{id}", status="cancelled").is_gone({"status": "cancelled"})
+    assert not cancels("PUT /v/{id}", status="cancelled").is_gone({"status": "booked"})
+    assert not cancels("POST /discontinued", status="cancelled").tells_deleted
+    assert not cancels("PUT /v/{id}", replaced="{id}").tells_deleted
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,20 @@ def test_what_a_mapping_skips_is_kept(story: Story) -> None:
     assert (run.counts["Condition"], said(story, run)) == ({"kept": 1, "resources": 1, "listed": 0}, [])
 
 
+def test_what_nobody_can_tell_from_a_deleted_record_is_no_finding(story: Story) -> None:
+    """An API that keeps deleted records, and a declaration that does not say how: a grave is not called a record."""
+    has_patients(story, 1)
+    story.deletes("Patient/p0")
+    story.settles()
+    route = story.routes["Patient"]
+    silent = replace(route, to=replace(route.to, gone=None, list_by=None))
+    arguments = Arguments(("Patient",))
+    run = reconciliation(story, routes={**story.routes, "Patient": silent}).run(begins(story, arguments), arguments)
+    assert (said(story, run), run.counts["Patient"]) == ([], {"kept": 1, "resources": 1})
+    told = report(story.ledger, run, {"Patient": silent}, {}).unseen
+    assert any(line.startswith("patient: a deleted record that is back") for line in told)
+
+
 def test_a_declared_normalisation_is_applied_and_told(story: Story) -> None:
     """What is declared not to count is no difference, and stands in the report."""
     story.changes(patient())
