@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
@@ -16,7 +17,7 @@ from worker.ledger.values import Key, Operation
 from worker.legacy.body import Body
 from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Listing, Replace, Unsupported
 from worker.legacy.normal import Normal, normalised
-from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
+from worker.legacy.outcome import Answer, Header, KeyPlaces, Outcome, at, keys_of
 from worker.legacy.pages import one_page, pages
 from worker.legacy.template import Lookup, filled, names_in, template
 from worker.legacy.wire import OMIT, Clear, Constant, Scalar, Wire
@@ -274,8 +275,13 @@ class Collection:
 
     @property
     def tells_deleted(self) -> bool:
-        """Tell whether a record that can be read is known to be there, and not only to stand there as deleted."""
-        return self.gone is not None
+        """Tell whether a record that can be read is known to be there, and not only to stand there as deleted.
+
+        By `gone`, or by a read that takes what says so for a record that is not there.
+        """
+        read = self.read_by.means if self.read_by is not None else {}
+        answers = (answer for answer, outcome in read.items() if outcome is Outcome.GONE and isinstance(answer, Answer))
+        return self.gone is not None or any(answer.status < HTTPStatus.MULTIPLE_CHOICES for answer in answers)
 
     def is_gone(self, record: Mapping[str, object]) -> bool:
         """Tell whether a record that can still be read says that it is deleted."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.legacy.vendor import Asked, Behaviour, Says, Vendor
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
-from worker.legacy import Call, Collection, LegacyApi, Listed, Listing, Normal, Unsupported
+from worker.legacy import Answer, Call, Collection, LegacyApi, Listed, Listing, Normal, Outcome, Unsupported
 
 Start = Callable[[Behaviour], Vendor]
 OURS = Unsupported("nothing here writes")
@@ -107,6 +107,9 @@ def test_what_stands_there_as_deleted_is_told_by_what_is_declared(vendor: Start)
     assert not soft.is_gone({"status": "inactive", "active": True})
     assert not declared(api).is_gone({"status": "inactive"})
     assert (declared(api).tells_deleted, declared(api, gone={}).tells_deleted) == (False, True)
+    read = Call("GET /patients/{id}", means={Answer(200, has="status", equal="inactive"): Outcome.GONE})
+    assert declared(api, read=read).tells_deleted
+    assert not declared(api, read=Call("GET /patients/{id}", means={404: Outcome.GONE})).tells_deleted
 
 
 def test_a_delete_by_status_says_what_a_deleted_record_looks_like(vendor: Start) -> None:
