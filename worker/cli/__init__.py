@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from worker.cli import ask, catch_up, links, mapping, operate, processes, recovered, routes, subscriptions
+from worker.cli import ask, catch_up, links, mapping, operate, processes, reconcile, recovered, routes, subscriptions
 from worker.errors import ReverseSyncError, SettingsInvalid, where
 
 __all__ = ["commands", "main"]
@@ -35,6 +35,7 @@ for _command in (
     *routes.COMMANDS,
     *recovered.COMMANDS,
     *subscriptions.COMMANDS,
+    *reconcile.COMMANDS,
     *processes.COMMANDS,
 ):
     commands.add_command(_command)

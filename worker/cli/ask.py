@@ -40,6 +40,7 @@ def status(as_json: bool) -> None:
         ]
         told["recovering"] = words.of_modes(ledger.modes())
         told["worker_seconds"] = ledger.alive(role="worker")
+        told["compared"] = ledger.last_reconciled()
     if as_json:
         print_json(told)
     else:

@@ -45,6 +45,13 @@ NEXT_BY_REASON = {
 }
 """What a person can do, by the reason that the ledger gives."""
 
+_DRIFT = {
+    "differs": "differ",
+    "missing": "missing",
+    "extra": "extra",
+    "duplicate": "duplicate",
+    "unreadable": "unreadable",
+}
 _DECIDE = "see both sides before you replay it"
 
 
@@ -98,6 +105,8 @@ def of_status(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"oldest open    {'nothing is open' if oldest is None else f'since {span(oldest)}'}"
     yield f"last dispatch  {'never' if dispatched is None else ago(dispatched)}"
     yield from _of_subscriptions(status)
+    if status.get("compared"):
+        yield f"compared       {' · '.join(_compared(status['compared']))}"
     for mode in status.get("recovering", ()):
         yield f"recovering     {mode['restored']} restored to {mode['since'][:19]}Z, by {mode['who']}: {mode['why']}"
     for pause in status["paused"]:
@@ -150,6 +159,19 @@ def _of_subscriptions(status: Mapping[str, Any]) -> Iterator[str]:
     if failing:
         gives_up_s = status["medplum_gives_up_seconds"] or 0
         yield f"not delivered  {count(failing, 'event')}; Medplum gives up on the first in {span(gives_up_s)}"
+
+
+def _compared(types: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Say when types were last compared as a whole: those that are not as they should be, then the others together."""
+    well = []
+    for name, told in sorted(types.items()):
+        kinds = [f"{told[kind]:,} {word}" for kind, word in _DRIFT.items() if told.get(kind)]
+        if kinds:
+            yield f"{name} {ago(told['seconds'])}: {', '.join(kinds)}"
+        else:
+            well.append(told["seconds"])
+    if well:
+        yield f"{count(len(well), 'type')} as they should be, within the last {span(max(well))}"
 
 
 def _what_next(status: Mapping[str, Any]) -> Iterator[str]:

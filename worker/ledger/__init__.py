@@ -18,6 +18,7 @@ from worker.ledger.identifying import Identifying
 from worker.ledger.opening import Opening
 from worker.ledger.operate import Operate, Pause, Selection
 from worker.ledger.phasing import Phasing
+from worker.ledger.reconciling import Reconciling
 from worker.ledger.recovery import Recovery
 from worker.ledger.report import Report
 from worker.ledger.sealing import Sealer
@@ -43,6 +44,7 @@ class Ledger(
     Report,
     Crosswalk,
     Recovery,
+    Reconciling,
     Tokens,
     Subscribing,
 ):

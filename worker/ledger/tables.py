@@ -428,3 +428,38 @@ subscription_secrets = Table(  # what notifications may be signed with; a rotati
     plain("used_at", Utc),  # the last delivery that it signed, give or take some seconds
     Index("ix_subscription_secrets_type", "resource_type"),
 )
+
+reconciliations = Table(  # comparisons of both sides: how far each has come, and what came of it
+    "reconciliations",
+    metadata,
+    plain("id", BigId, primary_key=True, autoincrement=True),
+    plain("arguments", JSON, nullable=False),  # types, sample, seed, since, repair: a run goes on with the same ones
+    plain("who", String(120), nullable=False),
+    plain("action", BigId),  # the operator's action that gives findings to the sync
+    plain("started_at", Utc, nullable=False),
+    plain("touched_at", Utc, nullable=False),
+    plain("ended_at", Utc),
+    counted("pages"),  # raised with each page: two processes cannot go on with one run
+    pseudonymous("position", JSON, nullable=False),
+    plain("counts", JSON, nullable=False),  # type -> verdict -> number
+    Index("ix_reconciliations_ended", "ended_at"),
+)
+
+findings = Table(  # what a comparison found that is not equal
+    "findings",
+    metadata,
+    plain("id", BigId, primary_key=True, autoincrement=True),
+    plain("run", BigId, nullable=False),
+    plain("at", Utc, nullable=False),
+    plain("resource_type", String(64), nullable=False),
+    pseudonymous("reference", String(160)),  # none: a record that is nobody's
+    pseudonymous("slot", String(120), nullable=False),
+    plain("collection", String(120), nullable=False),
+    pseudonymous("key", String(200)),
+    plain("verdict", String(16), nullable=False),
+    plain("fields", JSON, nullable=False),  # names, never values
+    plain("detail", Text),
+    plain("mend", String(16), nullable=False),  # what mends it
+    Index("ix_findings_run", "run", "id"),
+    partial("ix_findings_extra", "run", "collection", "key", where="key IS NOT NULL"),
+)

@@ -6,10 +6,11 @@ It never knows FHIR, never runs SQL and never decides what should be written.
 from worker.legacy.api import LegacyApi
 from worker.legacy.auth import ApiKey, Credential, Login, OAuth2
 from worker.legacy.body import Body, form_body, json_api, json_body
-from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported
-from worker.legacy.collection import Collection, Current, Hit, Parents
+from worker.legacy.call import Call, Find, LegacyRequest, Listing, Replace, Unsupported
+from worker.legacy.collection import Collection, Current, Hit, Listed, Parents
 from worker.legacy.file import File
 from worker.legacy.jwt import signed_jwt
+from worker.legacy.normal import Normal
 from worker.legacy.outcome import ANY, Answer, Answered, Header, KeyPlaces, Means, Outcome
 from worker.legacy.rate import Quota, Rate
 from worker.legacy.token import NoToken, TokenRefused, TokenStore
@@ -35,9 +36,12 @@ __all__ = [
     "KeyPlaces",
     "LegacyApi",
     "LegacyRequest",
+    "Listed",
+    "Listing",
     "Login",
     "Means",
     "NoToken",
+    "Normal",
     "OAuth2",
     "Outcome",
     "Parents",

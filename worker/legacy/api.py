@@ -22,15 +22,16 @@ from worker.errors import RoutesInvalid
 from worker.ledger.values import Key
 from worker.legacy import outcome as answers
 from worker.legacy.body import Body, json_body
-from worker.legacy.call import Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.call import Call, Find, LegacyRequest, Listing, Replace, Unsupported
 from worker.legacy.collection import Collection
+from worker.legacy.normal import Normal
 from worker.legacy.outcome import Answered, KeyPlaces, Means, NotJson, Outcome
 from worker.legacy.pages import on_same_host
 from worker.legacy.rate import Quota, Rate, retry_after
 from worker.legacy.said import words
 from worker.legacy.template import template
 from worker.legacy.token import Shared, TokenStore
-from worker.legacy.wire import Clear, Wire
+from worker.legacy.wire import Clear, Constant, Wire
 
 How = TypeVar("How", Call | Unsupported, Call | Replace | Unsupported)
 
@@ -117,6 +118,9 @@ class LegacyApi:
         wire: Wire | None = None,
         body: Body | None = None,
         clear: Mapping[str, Clear] | None = None,
+        list: str | Listing | None = None,
+        normalise: Mapping[str, Normal | Sequence[Normal]] | None = None,
+        gone: Mapping[str, Constant] | None = None,
     ) -> Collection:
         """Declare one kind of record. What the API cannot do is said by `Unsupported(why)`.
 
@@ -137,6 +141,10 @@ class LegacyApi:
             wire: as for the API, where this kind differs.
             body: as for the API, where this kind differs.
             clear: what an update sends to clear a field, where it is not `wire.clear`.
+            list: how all of them are listed, so that `reconcile` sees what only the legacy system has.
+            normalise: by mapped field, in what two values may differ and still say the same.
+            gone: what a record says that was deleted and can still be read, as {"status": "inactive"}; {} where it
+                can be read no more. A delete that sets a status in the record's own path says it by itself.
         """
         return Collection(
             name=name,
@@ -155,6 +163,11 @@ class LegacyApi:
             wire=wire or self.wire,
             body=body or self.body,
             clear=dict(clear or {}),
+            list_by=Listing(list) if isinstance(list, str) else list,
+            normalise={
+                name: (how,) if isinstance(how, Normal) else tuple(how) for name, how in (normalise or {}).items()
+            },
+            gone=None if gone is None else dict(gone),
         )
 
     def known(self, kind: type[object] | str, *, keys: Sequence[str]) -> Collection:

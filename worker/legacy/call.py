@@ -132,6 +132,43 @@ class Find:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """How all records of a kind are listed, for whoever compares both sides.
+
+    Args:
+        request: its line, like "GET /patients", or "GET /patients/{patient.uuid}/problems" of what stands under others.
+        under: the resource type of the one whose key is in braces, as {"patient": "Patient"}: the list is asked for
+            under each of its linked records.
+        keys: as for Find.
+        page: as for Find.
+        offset: as for Find.
+        next: as for Find.
+        means: as for Find.
+    """
+
+    request: str
+    under: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    keys: Mapping[str, str] | None = field(default=None, kw_only=True)
+    page: str = field(default="", kw_only=True)
+    offset: str = field(default="", kw_only=True)
+    next: str = field(default="", kw_only=True)
+    means: Means = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if template(self.request).method != "GET":
+            raise RoutesInvalid(f"{self.request}: a list only reads")
+        if len([each for each in (self.page, self.offset, self.next) if each]) > 1:
+            raise RoutesInvalid(f"{self.request}: one of page, offset and next")
+        if {name.partition(".")[0] for name in self.names} != set(self.under) or len(self.under) > 1:
+            raise RoutesInvalid(f"{self.request}: under names the type of the one parent whose key is in braces")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """List the names in braces."""
+        return frozenset(template(self.request).names)
+
+
+@dataclass(frozen=True, slots=True)
 class LegacyRequest:
     """One request to the legacy API, complete but for base URL and credentials. `query` is encoded."""
 
@@ -160,4 +197,4 @@ class LegacyRequest:
         return replace(self, path=path, query=query)
 
 
-__all__ = ["CURRENT", "Call", "Find", "Header", "LegacyRequest", "Replace", "Unsupported", "template"]
+__all__ = ["CURRENT", "Call", "Find", "Header", "LegacyRequest", "Listing", "Replace", "Unsupported", "template"]

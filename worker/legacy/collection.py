@@ -9,18 +9,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from worker.errors import LegacyError, LegacyUnavailable, RoutesInvalid
 from worker.ledger.values import Key, Operation
 from worker.legacy.body import Body
-from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Replace, Unsupported
+from worker.legacy.call import CURRENT, Call, Find, LegacyRequest, Listing, Replace, Unsupported
 from worker.legacy.file import File
-from worker.legacy.outcome import Header, KeyPlaces, Outcome, at, keys_of
-from worker.legacy.pages import pages
+from worker.legacy.normal import Normal, normalised
+from worker.legacy.outcome import Answer, Header, KeyPlaces, Outcome, at, keys_of
+from worker.legacy.pages import one_page, pages
 from worker.legacy.said import values
 from worker.legacy.template import Lookup, filled, names_in, template
-from worker.legacy.wire import OMIT, Clear, Scalar, Wire
+from worker.legacy.wire import OMIT, Clear, Constant, Scalar, Wire
 
 if TYPE_CHECKING:
     from worker.legacy.api import LegacyApi
@@ -47,6 +49,14 @@ class Hit:
     differs: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a list, and the place of the next one; "" after the last."""
+
+    hits: tuple[Hit, ...]
+    following: str = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Collection:
     """What `LegacyApi.collection` declares; see there."""
@@ -67,6 +77,9 @@ class Collection:
     wire: Wire
     body: Body
     clear: Mapping[str, Clear]
+    list_by: Listing | None = None
+    normalise: Mapping[str, tuple[Normal, ...]] = field(default_factory=dict)
+    gone: Mapping[str, Constant] | None = None  # none: nobody knows what a deleted record looks like
     known_as: str = ""  # the resource type whose records only the legacy system makes
     names: frozenset[str] = field(init=False, repr=False)  # in braces: of lines, constants and headers
     parents: frozenset[str] = field(init=False, repr=False)  # links that fill them: `patient` of `{patient.uuid}`
@@ -84,6 +97,8 @@ class Collection:
             raise RoutesInvalid(f"{self.name}: before a create there is no current record")
         if self.read_by is None and any(isinstance(call, Call) and call.needs_current for call in self._calls):
             raise RoutesInvalid(f"{self.name}: a request that needs the current record needs read")
+        if self.gone is None:
+            object.__setattr__(self, "gone", self._deleted_by_status())
         names = frozenset().union(*(call.names for call in self._calls if isinstance(call, Call | Find)))
         object.__setattr__(self, "names", names)
         object.__setattr__(
@@ -109,6 +124,10 @@ class Collection:
         return isinstance(self.find_by, Find)
 
     @property
+    def can_list(self) -> bool:
+        return self.list_by is not None
+
+    @property
     def can_read(self) -> bool:
         return self.read_by is not None
 
@@ -120,11 +139,11 @@ class Collection:
     @property
     def requests(self) -> tuple[str, ...]:
         """List the request lines of all declared operations."""
-        return tuple(call.request for call in self._calls if isinstance(call, Call | Find))
+        return tuple(call.request for call in self._calls if isinstance(call, Call | Find | Listing))
 
     @property
-    def _calls(self) -> tuple[Call | Replace | Unsupported | Find | None, ...]:
-        return (self.create, self.update, self.delete, self.find_by, self.read_by, self.undelete)
+    def _calls(self) -> tuple[Call | Replace | Unsupported | Find | Listing | None, ...]:
+        return (self.create, self.update, self.delete, self.find_by, self.read_by, self.undelete, self.list_by)
 
     def write(self, value: Scalar) -> str | int | bool | Decimal | None:
         """Write one value as this collection's bodies want it. Raises Unmappable where there is no exact form."""
@@ -193,10 +212,7 @@ class Collection:
             raise LegacyError(f"{self.name}: find needs a value in one of {', '.join(how.match)}")
         request = self._request(how, None, self._lookup(fields, {}, parents))
         hits: dict[tuple[Key, ...], Hit] = {}
-        places = how.keys or {
-            name: name if isinstance(place, Header) or "{" in place else place
-            for name, place in self.key_places.items()
-        }
+        places = how.keys or self._places()
         for record in pages(how, request, time.monotonic() + deadline_s):
             keys = keys_of(record, places)
             if keys is None:
@@ -204,6 +220,26 @@ class Collection:
             if not self.differing(fields, record, tuple(how.match)):
                 hits[tuple(keys.values())] = Hit(keys, record, self.differing(fields, record))
         return list(hits.values())
+
+    def listed(self, parents: Parents, *, place: str = "", deadline_s: float) -> Listed:
+        """Read one page of the list of all such records, or of those under a parent; `place` is what the last one gave.
+
+        Raises:
+            LegacyUnavailable: the page was not answered, or holds a record without its keys.
+            BadKey: a brace of the path has no value.
+        """
+        how = self.list_by
+        if how is None:
+            raise LegacyError(f"{self.name}: no list is declared")
+        request = self._request(how, None, self._lookup({}, {}, parents))
+        records, following = one_page(how, request, place, deadline_s)
+        hits = []
+        for record in records:
+            keys = keys_of(record, how.keys or self._places())
+            if keys is None:
+                raise LegacyUnavailable(f"{request.template} answered with a record without its key")
+            hits.append(Hit(keys, record, ()))
+        return Listed(tuple(hits), following)
 
     def read(self, keys: Mapping[str, Key], parents: Parents, *, deadline_s: float) -> dict[str, object] | None:
         """Read one record; None if the API says that there is none.
@@ -230,8 +266,41 @@ class Collection:
         """Name the sent fields (or only those of `names`) that a record holds otherwise, as the wire judges it."""
         own_name = self.find_by.record_name if isinstance(self.find_by, Find) else str
         asked = fields if names is None else names
+        return tuple(name for name in asked if not self._same(name, fields.get(name), at(record, own_name(name))))
+
+    def _deleted_by_status(self) -> Mapping[str, Constant] | None:
+        """Return what a delete sets in a record that stays, where the declaration of the delete says it."""
+        how, read = self.delete, self.read_by
+        if not isinstance(how, Call) or read is None or not how.send or names_in(how.send):
+            return None
+        return how.send if template(how.request).path == template(read.request).path else None
+
+    @property
+    def tells_deleted(self) -> bool:
+        """Tell whether a record that can be read is known to be there, and not only to stand there as deleted.
+
+        By `gone`, or by a read that takes what says so for a record that is not there.
+        """
+        read = self.read_by.means if self.read_by is not None else {}
+        answers = (answer for answer, outcome in read.items() if outcome is Outcome.GONE and isinstance(answer, Answer))
+        return self.gone is not None or any(answer.status < HTTPStatus.MULTIPLE_CHOICES for answer in answers)
+
+    def is_gone(self, record: Mapping[str, object]) -> bool:
+        """Tell whether a record that can still be read says that it is deleted."""
         zone = self.api.zoneinfo
-        return tuple(name for name in asked if not self.wire.same(fields.get(name), at(record, own_name(name)), zone))
+        return bool(self.gone) and all(
+            self.wire.same(value, at(record, name), zone) for name, value in (self.gone or {}).items()
+        )
+
+    def _same(self, name: str, sent: object, held: object) -> bool:
+        if normals := self.normalise.get(name):
+            sent, held = normalised(sent, normals), normalised(held, normals)
+        return self.wire.same(sent, held, self.api.zoneinfo)
+
+    def _places(self) -> dict[str, str]:
+        """Tell where the keys stand in a record of a list, if nothing else is declared."""
+        places = self.key_places.items()
+        return {name: name if isinstance(place, Header) or "{" in place else place for name, place in places}
 
     def _how(self, operation: Operation) -> Call | Replace | Unsupported:
         match operation:
@@ -304,7 +373,7 @@ class Collection:
 
     def _request(
         self,
-        how: Call | Find,
+        how: Call | Find | Listing,
         operation: Operation | None,
         lookup: Lookup,
         headers: Mapping[str, str] | None = None,

@@ -1,4 +1,4 @@
-"""The pages of one find. It asks for each in turn, and never leaves the API's own address."""
+"""The pages of one find or list. It asks for each in turn, and never leaves the API's own address."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from worker.errors import LegacyUnavailable
 from worker.legacy.outcome import Answered, Outcome, at
 
 if TYPE_CHECKING:
-    from worker.legacy.call import Find, LegacyRequest
+    from worker.legacy.call import Find, LegacyRequest, Listing
 
-__all__ = ["below", "on_same_host", "pages"]
+__all__ = ["below", "on_same_host", "one_page", "pages"]
 
 PAGES_MAX = 200
 Records = list[Mapping[str, object]]
@@ -45,6 +45,26 @@ def pages(how: Find, request: LegacyRequest, ends_at: float) -> Iterator[Mapping
     raise LegacyUnavailable(f"{request.template}: more than {PAGES_MAX} pages: does the API know the filter?")
 
 
+def one_page(how: Listing, request: LegacyRequest, place: str, deadline_s: float) -> tuple[Records, str]:
+    """Return the records of one page of a list, and the place of the next one; "" is the first, and the end.
+
+    Raises:
+        LegacyUnavailable: as for `pages`.
+    """
+    if how.next:
+        path, _, query = place.partition("?")
+        asked = request.moved(path, query) if place else request
+    else:
+        asked = request.paged(how.page, int(place or 1)).paged(how.offset, int(place or 0))
+    body, records = _page(asked, deadline_s)
+    if how.next:
+        following = _next(how, asked, body)
+        return records, "" if following is None else f"{following.path}?{following.query}"
+    if how.offset:
+        return records, str(int(place or 0) + len(records)) if records else ""
+    return records, str(int(place or 1) + 1) if how.page and records else ""
+
+
 def below(base_url: str, path: str, link: str) -> str | None:
     """Return the path below `base_url`, with its query, that a link in an answer to `path` leads to; None if outside.
 
@@ -74,7 +94,7 @@ def _resolved(base_url: str, path: str, link: str) -> SplitResult | None:
     return None if foreign else target
 
 
-def _next(how: Find, asked: LegacyRequest, body: object) -> LegacyRequest | None:
+def _next(how: Find | Listing, asked: LegacyRequest, body: object) -> LegacyRequest | None:
     link = at(body, how.next)
     if link is None or link == "":
         return None

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from worker.errors import LegacyUnavailable, MedplumUnavailable
 from worker.legacy import Collection
 from worker.legacy.gate import Gate, Pass
-from worker.medplum import Medplum, Present, Priority
+from worker.medplum import Absent, Deleted, Medplum, Present, Priority, Read, SearchPage
+from worker.medplum.answer import Query
 from worker.medplum.resource import parse
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ Identifier = tuple[str, str]
 
 IDS_AT_A_TIME, IDENTIFIERS_AT_A_TIME, PAGE = 100, 25, 1000
 TRIES, LONGEST_WAIT_S, CALL_S = 8, 60.0, 30.0
+_DELETED = {"_deleted": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Asking:
     gate: Gate
     tell: Callable[[str], object] = lambda line: None
     sleep: Callable[[float], object] = field(default=time.sleep)
+    tries: int = TRIES  # of one call to the legacy system
 
     def living(self, references: Iterable[str]) -> frozenset[str]:
         """Tell which of these resources live in Medplum."""
@@ -44,6 +47,28 @@ class Asking:
         for type_, ids in _by_type(references).items():
             for some in chunks(ids, IDS_AT_A_TIME):
                 yield from self._all(type_, {"_id": ",".join(some), "_count": str(len(some))})
+
+    def states(self, references: Iterable[str]) -> dict[str, Read]:
+        """Read these resources: living, deleted, or not shown by Medplum."""
+        found: dict[str, Read] = {}
+        for type_, ids in _by_type(references).items():
+            for some in chunks(ids, IDS_AT_A_TIME):
+                asked_at = datetime.now(UTC)
+                for more in ({}, _DELETED, {}):  # the third time for what was restored between the first two
+                    missing = [id_ for id_ in some if f"{type_}/{id_}" not in found]
+                    query = {"_id": ",".join(missing), "_count": str(len(missing)), **more}
+                    found |= {each.reference: each for each in self._entries(type_, query)} if missing else {}
+                for id_ in some:
+                    found.setdefault(f"{type_}/{id_}", Absent(f"{type_}/{id_}", asked_at))
+        return found
+
+    def search(self, type_: str, query: Query) -> Iterator[SearchPage]:
+        """Yield the pages of one search; the first that is not answered ends it.
+
+        Raises:
+            MedplumUnavailable: the pages so far are good.
+        """
+        yield from self.medplum.search(type_, query, deadline_s=CALL_S, priority=Priority.CATCH_UP)
 
     def carrying(self, type_: str, identifiers: Iterable[Identifier]) -> dict[Identifier, dict[str, list[str]]]:
         """Tell who carries each identifier: reference → all its values of that system. What came is looked at here."""
@@ -70,7 +95,7 @@ class Asking:
                     yield present
             except MedplumUnavailable as away:
                 quiet += 1
-                self._wait(away.retry_after_s, quiet, away)
+                self.wait(away.retry_after_s, quiet, away)
                 since = last
             else:
                 return
@@ -81,12 +106,12 @@ class Asking:
         Raises:
             LegacyUnavailable: it was not answered, many times.
         """
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(1, self.tries + 1):
             entered = self._enter(collection)
             try:
                 return call(collection.api.deadline_s)
             except LegacyUnavailable as away:
-                self._wait(away.retry_after_s, attempt, away)
+                self.wait(away.retry_after_s, attempt, away, tries=self.tries)
             finally:
                 self.gate.leave(entered, None)
         raise AssertionError("unreachable")
@@ -99,22 +124,25 @@ class Asking:
             self.sleep(min(max(entered.wait_s, 0.05), LONGEST_WAIT_S))
 
     def _all(self, type_: str, query: Mapping[str, str]) -> list[Present]:
+        return [entry for entry in self._entries(type_, query) if isinstance(entry, Present)]
+
+    def _entries(self, type_: str, query: Mapping[str, str]) -> list[Present | Deleted]:
         for attempt in range(1, TRIES + 1):
             try:
-                return list(self._pages(type_, query))
+                return [entry for page in self.search(type_, tuple(query.items())) for entry in page.entries]
             except MedplumUnavailable as away:
-                self._wait(away.retry_after_s, attempt, away)
+                self.wait(away.retry_after_s, attempt, away)
         raise AssertionError("unreachable")
 
     def _pages(self, type_: str, query: Mapping[str, str]) -> Iterator[Present]:
-        for page in self.medplum.search(type_, query, deadline_s=CALL_S, priority=Priority.CATCH_UP):
+        for page in self.search(type_, tuple(query.items())):
             for entry in page.entries:
                 if isinstance(entry, Present):
                     yield entry
 
-    def _wait(self, asked_s: float | None, attempt: int, away: Exception) -> None:
+    def wait(self, asked_s: float | None, attempt: int, away: Exception, *, tries: int = TRIES) -> None:
         """Wait before the next try; after the last one, raise what came."""
-        if attempt >= TRIES:
+        if attempt >= tries:
             raise away
         wait_s = min(2.0 ** (attempt - 1) if asked_s is None else max(asked_s, 0.1), LONGEST_WAIT_S)
         self.tell(f"{away}: again in {wait_s:.0f} s")

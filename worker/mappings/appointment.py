@@ -1,6 +1,6 @@
 """Appointment → the clinic's appointment book: one row for one patient, by the clock on the wall, never rubbed out."""
 
-from worker.legacy import Call, Find
+from worker.legacy import Call, Find, Listing
 from worker.mapping import (
     Absent,
     Context,
@@ -29,6 +29,7 @@ appointments = clinic.collection(
     delete=Call("PUT /appointments/{id}", send={"status": "cancelled"}),
     undelete="PUT /appointments/{id}",
     find=Find("GET /appointments?external_id={external_id}&per_page=50", match=("external_id",), page="page"),
+    list=Listing("GET /appointments?per_page=50", page="page"),
 )
 
 STATUS = Table(

@@ -1,6 +1,6 @@
 """Condition → the clinic's problem list, under its patient. Ended problems keep their row."""
 
-from worker.legacy import Answer, Call, Find, Outcome
+from worker.legacy import Answer, Call, Find, Listing, Outcome
 from worker.mapping import Absent, Context, Phase, Result, WriteBack, link, pick, prefix, required, route
 from worker.mapping.r4 import Condition
 from worker.mapping.systems import ICD10CM, SNOMED
@@ -17,6 +17,8 @@ problems = clinic.collection(
         means={Answer(400, has="error.code", equal="unknown_problem"): Outcome.GONE},
     ),
     find=Find("GET /patients/{patient.uuid}/problems", match=("title", "icd10", "onset")),
+    list=Listing("GET /patients/{patient.uuid}/problems", under={"patient": "Patient"}),
+    gone={},  # a deleted row can be read no more
 )
 
 

@@ -1,6 +1,6 @@
 """Encounter → the clinic's visits, under the patient. A planned one is an appointment; no visit is ever deleted."""
 
-from worker.legacy import Find, Unsupported
+from worker.legacy import Find, Listing, Unsupported
 from worker.mapping import Absent, Context, Phase, Result, Table, WriteBack, join, link, pick, required, route
 from worker.mapping.r4 import Encounter, Period, Practitioner
 from worker.mapping.systems import ICD10CM, SNOMED
@@ -17,6 +17,7 @@ visits = clinic.collection(
     find=Find(
         "GET /patients/{patient.uuid}/visits?external_id={external_id}&per_page=50", match=("external_id",), page="page"
     ),
+    list=Listing("GET /patients/{patient.uuid}/visits?per_page=50", under={"patient": "Patient"}, page="page"),
 )
 
 KIND = Table(

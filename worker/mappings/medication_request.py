@@ -1,6 +1,6 @@
 """MedicationRequest → the clinic's prescriptions: never changed, but voided and written anew."""
 
-from worker.legacy import Answer, Call, Find, Outcome, Replace
+from worker.legacy import Answer, Call, Find, Listing, Outcome, Replace
 from worker.mapping import Absent, Context, Phase, Result, Skip, Table, Unsupported, join, link, pick, required, route
 from worker.mapping.r4 import Medication, MedicationRequest, Practitioner
 from worker.mapping.systems import RXNORM
@@ -21,6 +21,8 @@ prescriptions = clinic.collection(
         match=("drug", "rxnorm", "written_on", "status"),  # a void one has another status
         page="page",
     ),
+    list=Listing("GET /patients/{patient.uuid}/prescriptions?per_page=50", under={"patient": "Patient"}, page="page"),
+    gone={"status": "void"},
 )
 
 STATUS = Table({"active": "active", "completed": "ended", "stopped": "ended"})

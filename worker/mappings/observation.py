@@ -1,6 +1,6 @@
 """Observation → the clinic's vitals: one row for each measurement, so a blood pressure is two."""
 
-from worker.legacy import Find
+from worker.legacy import Find, Listing
 from worker.mapping import Absent, Context, Phase, Record, Result, Skip, Table, link, pick, required, route
 from worker.mapping.r4 import Observation
 from worker.mapping.systems import LOINC
@@ -18,6 +18,8 @@ vitals = clinic.collection(
         match=("code", "taken_at"),
         page="page",
     ),
+    list=Listing("GET /patients/{patient.uuid}/vitals?per_page=50", under={"patient": "Patient"}, page="page"),
+    gone={},  # a deleted row can be read no more
 )
 
 BLOOD_PRESSURE = ("85354-9", "55284-4")

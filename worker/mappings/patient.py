@@ -1,6 +1,6 @@
 """Patient → the clinic's patients: one home address, two phone numbers, and the provider who looks after them."""
 
-from worker.legacy import Find
+from worker.legacy import Find, Listing
 from worker.mapping import (
     US_STATES,
     Context,
@@ -31,7 +31,9 @@ patients = clinic.collection(
     update="PUT /patients/{uuid}",
     delete="DELETE /patients/{uuid}",
     find=Find("GET /patients?external_id={external_id}&per_page=50", match=("external_id",), page="page"),
+    list=Listing("GET /patients?per_page=50", page="page"),
     clear={"email": ""},
+    gone={"status": "inactive"},
 )
 
 SEX = Table({"female": "F", "male": "M", "other": "O", "unknown": "U"})

@@ -1,6 +1,6 @@
 """Practitioner → the clinic's providers. Their work is kept: a delete makes them inactive."""
 
-from worker.legacy import Answer, Call, Find, Outcome
+from worker.legacy import Answer, Call, Find, Listing, Outcome
 from worker.mapping import Context, Phase, Result, WriteBack, first, join, pick, required, route
 from worker.mapping.r4 import HumanName, Practitioner
 from worker.mapping.systems import NPI
@@ -17,6 +17,8 @@ providers = clinic.collection(
     update=Call("PUT /providers/{id}", means={DUPLICATE: Outcome.REFUSED}),
     delete="DELETE /providers/{id}",
     find=Find("GET /providers?npi={npi}&per_page=50", match=("external_ref",), page="page"),
+    list=Listing("GET /providers?per_page=50", page="page"),
+    gone={"status": "inactive"},
 )
 
 
