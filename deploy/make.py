@@ -41,8 +41,9 @@ LOCKED = {
 COMPILE = ["pip", "compile", "--quiet", "--no-config", "--universal", "--python-version=3.11", "--generate-hashes"]
 COMPILE += ["--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command=make lock", "pyproject.toml"]
 
-# By file, so that what a file starts once serves all its tests; three at a time, because most wait for processes.
-SIDE_BY_SIDE = ["--numprocesses=3", "--dist=loadfile"]
+# By file, so that what a file starts once serves all its tests; three at a time, because most wait for processes; in
+# the order of testpaths, the longest first: else files with few tests would be left for the end, one behind the other.
+SIDE_BY_SIDE = ["--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder"]
 
 CHECKS = [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"], ["lint-imports", "--no-logo"]]
 LEFTOVERS = [".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", "build", "dist"]

@@ -11,13 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from worker import log
-from worker.catch_up import CatchUp
 from worker.cell import Cell
 from worker.dispatch import Dispatch
 from worker.errors import LedgerOutdated
 from worker.ledger import Ledger
 from worker.ledger.migrate import outdated
-from worker.medplum import Medplum
 from worker.metrics import ATTEMPT_SECONDS, ATTEMPTS
 from worker.process import Heartbeat, Instance, Watchdog
 from worker.publish import Publisher, broker_url
@@ -26,6 +24,7 @@ from worker.witness import KEEP_EVERY_S, Witness
 
 if TYPE_CHECKING:
     from worker.sync import Ended
+    from worker.turns import Turns
 
 __all__ = ["Running", "make_sync"]
 
@@ -38,8 +37,6 @@ class Syncs(Protocol):
     def run(self, reference: str, *, alone: bool = False) -> Ended: ...
 
     def write_back(self, resource_type: str) -> str: ...
-
-    def watch_subscriptions(self) -> str: ...
 
     def close(self) -> None: ...
 
@@ -67,9 +64,8 @@ class Running:
         self._sync: Syncs | None = None
         self._watchdog: Watchdog | None = None
         self._cell: Cell | None = None
-        self._medplum: Medplum | None = None  # of catch-up: its first turn opens it
-        self._catching: CatchUp | None = None
-        self._catching_lock = threading.Lock()
+        self._turns: Turns | None = None
+        self._turns_lock = threading.Lock()
 
     @classmethod
     def worker(cls, instance: Instance) -> Running:
@@ -108,8 +104,8 @@ class Running:
             self._cell.close()
         if self._sync is not None:
             self._sync.close()
-        if self._medplum is not None:
-            self._medplum.close()
+        if self._turns is not None:
+            self._turns.close()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._heartbeat.stop()
@@ -153,21 +149,19 @@ class Running:
 
     def catch_up(self, resource_type: str) -> None:
         """Read some of a type's time in Medplum, for what no notification told of; the rest is asked for again."""
-        if self.stopping.is_set() or self._watchdog is None or not isinstance(self._settings, WorkerSettings):
+        if self.stopping.is_set() or self._watchdog is None:
             return
-        with self._catching_lock:
-            catching = self._catching = self._catching or self._open_catch_up(self._settings)
         with self._watchdog.watch(f"catch-up of {resource_type}"):
-            turn = catching.turn(resource_type)
+            turn = self._opened_turns().catch_up.turn(resource_type)
         if turn is not None:
             _log.debug(f"catch-up of {resource_type}: {turn.words()}")
 
     def watch_subscriptions(self) -> None:
         """Look at each Subscription of ours once."""
-        if self.stopping.is_set() or self._sync is None or self._watchdog is None:
+        if self.stopping.is_set() or self._watchdog is None:
             return
         with self._watchdog.watch("the watch of Subscriptions"):
-            _log.debug(self._sync.watch_subscriptions())
+            _log.debug(self._opened_turns().watch.turn())
 
     def keep_witness(self) -> None:
         """Write down outside the database how far the ledger has come, or pause everything if it was set back."""
@@ -181,15 +175,16 @@ class Running:
         with log.bound(reference=reference):
             return self._sync.run(reference, alone=True)
 
-    def _open_catch_up(self, settings: WorkerSettings) -> CatchUp:
-        self._medplum = Medplum.of(settings)
-        return CatchUp.of(
-            settings,
-            ledger=self.ledger,
-            medplum=self._medplum,
-            instance=self.instance.id,
-            stopping=self.stopping.is_set,
-        )
+    def _opened_turns(self) -> Turns:
+        """Give the turns; the first that is taken opens them."""
+        from worker.turns import Turns
+
+        assert isinstance(self._settings, WorkerSettings)  # noqa: S101 - only a worker has a watchdog
+        with self._turns_lock:
+            self._turns = self._turns or Turns.open(
+                self._settings, ledger=self.ledger, instance=self.instance.id, stopping=self.stopping.is_set
+            )
+            return self._turns
 
     def _in_the_cell(self, reference: str) -> tuple[str, str]:
         assert self._cell is not None  # noqa: S101 - made together with the sync

@@ -50,7 +50,6 @@ from worker.sending import Sender, half_replaced
 from worker.settings import WorkerSettings
 from worker.shadowing import in_words, would_be
 from worker.start import prepare
-from worker.subscriptions.watching import Watch
 from worker.write_back import WriteBacks
 
 __all__ = ["BACKOFF_FIRST_S", "BACKOFF_MOST_S", "POISON_STARTS", "End", "Ended", "Sync", "backoff_s"]
@@ -80,9 +79,7 @@ class Sync:
         send_within_s: float,
         stopping: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
-        watch: Watch | None = None,
     ) -> None:
-        self._watch = watch
         self._ledger, self._medplum, self._routes, self._gate = ledger, medplum, routes, gate
         self._parts, self._ends = parts, Ends(ledger)
         self._write_backs = WriteBacks(ledger=ledger, medplum=medplum, routes=routes, stopping=stopping)
@@ -98,17 +95,9 @@ class Sync:
             SettingsInvalid, LedgerForeign: the settings, the routes and the ledger do not go together.
         """
         routes = prepare(settings, ledger)
-        medplum = Medplum.of(settings)
         return cls(
             ledger=ledger,
-            medplum=medplum,
-            watch=Watch(
-                ledger=ledger,
-                medplum=medplum,
-                routes=routes,
-                rearms=settings.watch_rearms,
-                within_s=settings.budget_seconds,
-            ),
+            medplum=Medplum.of(settings),
             medplum_base_url=settings.medplum_base_url,
             routes=routes,
             parts=routes.parts,
@@ -127,10 +116,6 @@ class Sync:
     def write_back(self, resource_type: str) -> str:
         """Put the keys of some of a type's records on their Medplum resources. Returns what was done, in words."""
         return self._write_backs.turn(resource_type)
-
-    def watch_subscriptions(self) -> str:
-        """Look at each Subscription of ours. Returns what was seen, in words."""
-        return "nobody watches here" if self._watch is None else self._watch.turn()
 
     def run(self, reference: str, *, alone: bool = False) -> Ended:
         """Try once to sync one mirror.

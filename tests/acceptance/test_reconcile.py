@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 Json = dict[str, Any]
 NOT_DRIFT = {"in flight", "needs a person"}
 PROBLEM = "/api/patients/{uuid}/problems/{id}"
+ALONE = {"CATCH_UP_EVERY_SECONDS": "86400"}  # else catch-up would find what was seeded as never told of
 KEPT_BEFORE_THE_KILL = 6  # the problems of 1,000 patients take four, and their stage one
 
 
@@ -100,7 +101,7 @@ def pages(system: System) -> int:
 
 def test_every_seeded_drift_is_found_and_what_can_be_mended_is(folder: Path) -> None:
     """Drifts of each kind, found by a run that was killed in its middle as well; where there is none, none is found."""
-    with started(folder) as system:
+    with started(folder, settings=ALONE) as system:
         population(system, 60, within_s=60)
         told = reconciles(system)
         assert (told["drift"], told["findings"]) == (0, [])
@@ -117,7 +118,7 @@ def test_every_seeded_drift_is_found_and_what_can_be_mended_is(folder: Path) -> 
 @pytest.mark.timeout(900)
 def test_three_hundred_seeded_drifts_are_found_and_mended(folder: Path) -> None:
     """All of 300 are found, by a run that was killed as well, and all but those of a person are mended."""
-    with started(folder) as system:
+    with started(folder, settings=ALONE) as system:
         population(system, 1000, within_s=300)
         assert reconciles(system)["drift"] == 0
         drifts = drifted(system, 30)
@@ -145,7 +146,7 @@ def says_nothing_of_what_is_under_way(system: System, drifts: Drifts, *, times: 
 @pytest.mark.timeout(900)
 def test_what_is_under_way_is_never_taken_for_a_difference(folder: Path) -> None:
     """Ten comparisons in a row under traffic: none finds anything."""
-    with started(folder) as system:
+    with started(folder, settings=ALONE) as system:
         population(system, 200, within_s=120)
         says_nothing_of_what_is_under_way(system, Drifts(), times=10)
 
@@ -154,7 +155,7 @@ def test_what_is_under_way_is_never_taken_for_a_difference(folder: Path) -> None
 @pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_number_of_records(folder: Path) -> None:
     """With ten times as many records the command takes the same memory, within a few megabytes."""
-    with started(folder) as system:
+    with started(folder, settings=ALONE) as system:
         population(system, 300, within_s=120)
         small = peak_bytes(system)
         population(system, 3000, within_s=600)

@@ -97,5 +97,6 @@ def test_applied_rotated_switched_off_and_examined(tmp_path: Path) -> None:
 
 def _doubted(system: System) -> list[tuple[str, str]]:
     columns = (windows.c.resource_type, windows.c.reason)
-    rows = system.ledger.database.read(lambda tx: tx.execute(select(*columns)).all())
+    in_doubt = select(*columns).where(windows.c.reason.is_not(None))
+    rows = system.ledger.database.read(lambda tx: tx.execute(in_doubt).all())
     return [(row.resource_type, row.reason) for row in rows]

@@ -14,11 +14,11 @@ from worker.errors import LedgerError
 from worker.ledger.database import Transaction, writes
 from worker.ledger.linking import PARENT, THERE, tell_dependents
 from worker.ledger.operate import note_action
-from worker.ledger.statements import OF
+from worker.ledger.statements import OF, due_anew
 from worker.ledger.store import Store
 from worker.ledger.tables import links, mirrors
 from worker.ledger.tables import writes as announced
-from worker.ledger.values import LinkState, Operation, State, WriteOutcome
+from worker.ledger.values import LinkState, Operation, WriteOutcome
 
 FORGET = "create again"
 """The action's name in what people did."""
@@ -89,18 +89,4 @@ def _close_overdue(tx: Transaction, reference: str, slot: str) -> None:
 
 
 def _make_due(tx: Transaction, mirror: Any) -> None:
-    tx.execute(
-        update(mirrors)
-        .where(mirrors.c.reference == mirror.reference)
-        .values(
-            state=State.DUE,
-            due_at=tx.now,
-            not_before=None,
-            queued_at=None,
-            waiting_for=None,
-            hints=mirrors.c.hints + 1,
-            attempts=0,
-            starts=0,
-            since=tx.now,
-        )
-    )
+    tx.execute(update(mirrors).where(mirrors.c.reference == mirror.reference).values(**due_anew(tx)))

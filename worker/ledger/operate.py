@@ -12,7 +12,7 @@ from sqlalchemy import case, delete, or_, select, update
 from worker.errors import LedgerForeign
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.sealing import NoKey, SealBroken
-from worker.ledger.statements import insert
+from worker.ledger.statements import due_anew, insert
 from worker.ledger.store import Store
 from worker.ledger.tables import deployment, links, mirrors, operator_actions, pauses, routes
 from worker.ledger.tables import writes as announced
@@ -148,19 +148,7 @@ class Operate(Store):
             tx.execute(
                 update(mirrors)
                 .where(mirrors.c.reference.in_(part))
-                .values(
-                    state=State.DUE,
-                    due_at=tx.now,
-                    not_before=None,
-                    queued_at=None,
-                    waiting_for=None,
-                    hints=mirrors.c.hints + 1,
-                    attempts=0,
-                    starts=0,
-                    released=True,
-                    absent_since=None,
-                    since=tx.now,
-                )
+                .values(**due_anew(tx), released=True, absent_since=None)
             )
             tx.execute(update(links).where(links.c.reference.in_(part)).values(digest=None, epoch=links.c.epoch + 1))
         named = {"references": list(selection.references), "type": selection.resource_type, "reason": selection.reason}

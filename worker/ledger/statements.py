@@ -95,3 +95,18 @@ def add_up(tx: Transaction, name: str, amounts: Mapping[tuple[str, str], int]) -
         for (source, resource_type), amount in sorted(amounts.items())
     ]
     _count_up.run(tx, rows)
+
+
+def due_anew(tx: Transaction) -> dict[str, Any]:
+    """Give the columns of a mirror that a person wants tried again at once, as if nothing had been tried before."""
+    return {
+        "state": State.DUE,
+        "due_at": tx.now,
+        "not_before": None,
+        "queued_at": None,
+        "waiting_for": None,
+        "hints": mirrors.c.hints + 1,
+        "attempts": 0,
+        "starts": 0,
+        "since": tx.now,
+    }
