@@ -9,7 +9,7 @@ import pytest
 
 from tests.acceptance.system import System, started
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.processes, pytest.mark.timeout(180)]  # test_missed has the same in short
 
 OFTEN = {"CATCH_UP_EVERY_SECONDS": "2", "CATCH_UP_OVERLAP_SECONDS": "6"}
 WITHIN_S = 60.0

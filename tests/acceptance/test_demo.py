@@ -141,7 +141,7 @@ def test_a_person_mends_the_row_and_replays(watch: Watch, tmp_path: Path) -> Non
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_leaves_no_process_behind(watch: Watch, tmp_path: Path, number: signal.Signals) -> None:
     """Ended in the middle of an act it takes every process with it, and its exit code names the signal."""
     demo = watch("--once")

@@ -18,7 +18,9 @@ BETWEEN = 30  # writes of the front end from one blow to the next
 SETTLED_WITHIN_S = 90.0  # a dead worker's leases are freed after 20 s, and each of its resources is run alone then
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=[pytest.param("sqlite", marks=pytest.mark.long), pytest.param("postgresql", marks=pytest.mark.postgres)]
+)
 def struck(request: pytest.FixtureRequest, folder: Path) -> Iterator[System]:
     """Lend a system on either database."""
     if request.param == "sqlite":

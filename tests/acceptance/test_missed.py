@@ -1,7 +1,7 @@
 """Nothing is missed: whatever Medplum does not deliver, the legacy copy is Medplum's in the end, and it is said how.
 
-Each trouble comes under traffic. In the long run everything of ours is killed and started again in the middle of each;
-in the short one in the middle of two.
+Each trouble comes under traffic, and in the middle of it everything of ours is killed and started again. The short run
+has the troubles that catch-up alone is for; test_subscriptions has short forms of the others.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,6 @@ class Trouble:
     down: frozenset[str] = frozenset()
     lasts_s: float = 0.0
     loses: bool = True
-    restarts: bool = True
 
 
 def subscriptions(system: System) -> list[dict[str, Any]]:
@@ -68,8 +68,7 @@ def comes_and_goes(system: System, traffic: Traffic, trouble: Trouble) -> None:
         trouble.begin()
         began = time.monotonic()
         go_on(system, traffic)
-        if trouble.restarts:
-            restart_everything(system, but=trouble.down)
+        restart_everything(system, but=trouble.down)
         system.wait_until(lambda: time.monotonic() - began >= trouble.lasts_s, "it lasts", trouble.lasts_s + 1)
         go_on(system, traffic)
         trouble.end()
@@ -149,62 +148,55 @@ def is_changed_by_hand(system: System) -> Trouble:
     return Trouble(by_hand, lambda: desk(system).cli("subscriptions", "apply"), loses=False)
 
 
-def deletes_are_lost(system: System, traffic: Traffic, *, restarts: bool) -> None:
+def deletes_are_lost(system: System, traffic: Traffic) -> None:
     """Delete while Medplum sends nothing at all."""
     before = found(system)
     system.steer_medplum("faults", drop_rate=1.0)
     for _ in range(4):
         traffic.deletes()
-    if restarts:
-        restart_everything(system)
     system.steer_medplum("faults", drop_rate=0.0)
     proven_and_equal(system)
     assert found(system) > before
 
 
-def plays(system: System, *, down_s: float, retry_scale: float, restarts: bool) -> None:
-    """Have all of them come and go. `restarts`: everything is killed in the middle of each, and not of two alone."""
-    traffic = Traffic(system.medplum, seed=7)
-    system.steer_medplum("faults", retry_scale=retry_scale)
-    away = web_is_down(system, lasts_s=down_s)
-    comes_and_goes(system, traffic, replace(away, restarts=restarts))  # with Medplum's default attempts
-    by_hand = [f"Subscription/{each['id']}" for each in subscriptions(system)]
-    applied = desk(system).cli("subscriptions", "apply")
-    assert "reverse-sync:" not in applied, applied
-    system.medplum.write([], by_hand)
-    comes_and_goes(system, traffic, is_switched_off(system, "Patient"))
-    comes_and_goes(system, traffic, replace(is_rotated(system), restarts=restarts))
-    comes_and_goes(system, traffic, replace(is_changed_by_hand(system), restarts=restarts))
-    silent = Trouble(steered(system, drop_types=["Condition"]), steered(system, drop_types=[]))
-    comes_and_goes(system, traffic, silent)
-    deletes_are_lost(system, traffic, restarts=restarts)
+def the_webhook_is_down_and_deletes_are_lost(system: System, traffic: Traffic, *, down_s: float) -> None:
+    comes_and_goes(system, traffic, web_is_down(system, lasts_s=down_s))  # with Medplum's default attempts
+    deletes_are_lost(system, traffic)
 
 
-def test_whatever_medplum_does_not_deliver_comes_all_the_same(folder: Path) -> None:
-    """The webhook down, a Subscription off, secrets rotated and unknown, a type silent, deletes lost, all restarted.
+def test_what_medplum_gave_up_on_or_never_sent_comes_all_the_same(folder: Path) -> None:
+    """The webhook is down until Medplum drops events, everything is restarted meanwhile, and deletes are lost.
 
-    After each of them the legacy copy is Medplum's, and the status says what was found and of which time.
+    After each the legacy copy is Medplum's, and the status says how much of each type was found by catch-up.
     """
     with started(folder, settings=SETTINGS) as system:
-        plays(system, down_s=4.0, retry_scale=0.05, restarts=False)
+        system.steer_medplum("faults", retry_scale=0.05)
+        the_webhook_is_down_and_deletes_are_lost(system, Traffic(system.medplum, seed=7), down_s=4.0)
         told = json.loads(system.cli("status", "--json"))
         assert sum(each["found_by_catch_up"] for each in told["routes"]) == found(system)
-        assert "subscription was off" in {each["reason"] for each in told["proven_lately"]}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def test_a_minute_without_webhook_at_medplums_own_pace(
+def test_whatever_medplum_does_not_deliver_comes_all_the_same(
     request: pytest.FixtureRequest, folder: Path, database: str
 ) -> None:
-    """The same with Medplum's own times: the webhook is away for a minute, and events are dropped after 15 s."""
-    if database == "sqlite":
-        with started(folder, settings=SETTINGS) as system:
-            plays(system, down_s=60.0, retry_scale=1.0, restarts=True)
-    else:
-        with (
-            request.getfixturevalue("postgres").database() as url,
-            started(folder, settings=SETTINGS, database_url=url) as system,
-        ):
-            plays(system, down_s=60.0, retry_scale=1.0, restarts=True)
+    """At Medplum's own pace: the webhook down for a minute, a Subscription off, secrets rotated and unknown, a type
+    silent, deletes lost. The status says what was found, and of which time."""
+    with ExitStack() as stack:
+        url = None
+        if database == "postgresql":
+            url = stack.enter_context(request.getfixturevalue("postgres").database())
+        system = stack.enter_context(started(folder, settings=SETTINGS, database_url=url))
+        traffic = Traffic(system.medplum, seed=7)
+        the_webhook_is_down_and_deletes_are_lost(system, traffic, down_s=60.0)
+        by_hand = [f"Subscription/{each['id']}" for each in subscriptions(system)]
+        applied = desk(system).cli("subscriptions", "apply")
+        assert "reverse-sync:" not in applied, applied
+        system.medplum.write([], by_hand)
+        silent = Trouble(steered(system, drop_types=["Condition"]), steered(system, drop_types=[]))
+        for trouble in (is_switched_off(system, "Patient"), is_rotated(system), is_changed_by_hand(system), silent):
+            comes_and_goes(system, traffic, trouble)
+        told = json.loads(system.cli("status", "--json"))
+        assert "subscription was off" in {each["reason"] for each in told["proven_lately"]}
