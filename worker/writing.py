@@ -26,7 +26,7 @@ from worker.legacy.wire import as_json
 from worker.looking import Target
 from worker.mapping import Conflict, MappedRecord, Route
 
-PARENT_LOOKS = timedelta(seconds=10)  # so long after its bound a parent has found out what became of its write
+PARENT_LOOKS = timedelta(seconds=10)  # how often it is asked whether a parent has found out what became of its write
 FILE_S = 20.0  # the longest that reading one file from Medplum may take
 _DELETES = frozenset({Operation.DELETE, Operation.REPLACE})
 
@@ -259,9 +259,9 @@ class Writer:
         if self._claim.attempts == 0:
             return Again("legacy", f"{answered.detail}; looked at once more, because its parent may be gone")
         open_until = self._ledger.in_doubt_until(sorted(set(write.target.parents.values())))
-        until = None if open_until is None else open_until + PARENT_LOOKS
-        if until is None or until <= self._claim.claimed_at:
+        if open_until is None:
             return None
+        until = max(open_until, self._claim.claimed_at) + PARENT_LOOKS
         return Again("legacy", f"{answered.detail}; its parent is in doubt itself", until=until, counts=False)
 
     def _read_back(self, write: Write, keys: Keys) -> None:

@@ -150,9 +150,18 @@ class Claiming(Store):
 
     @reads
     def in_doubt_until(self, tx: Transaction, references: Sequence[str]) -> datetime | None:
-        """Tell until when an announced write of one of these may still act or be answered; None if none is open."""
-        open_writes = select(func.max(announced.c.bound_at)).where(
-            announced.c.reference.in_(references), announced.c.outcome.is_(None)
+        """Tell until when an announced write of one of these may still act or be answered; None if none is open.
+
+        One whose mirror needs a person is left out: nobody finds out what became of it.
+        """
+        open_writes = (
+            select(func.max(announced.c.bound_at))
+            .join(mirrors, mirrors.c.reference == announced.c.reference)
+            .where(
+                announced.c.reference.in_(references),
+                announced.c.outcome.is_(None),
+                mirrors.c.state.not_in([State.HELD, State.FAILED]),
+            )
         )
         latest: datetime | None = tx.execute(open_writes).scalar_one()
         return latest
