@@ -163,3 +163,19 @@ def test_a_delete_that_was_answered_late_is_no_reason_to_hold(a_bench: Bench) ->
     held = world.ledger.failed()
     world.ends_all()
     assert held == []
+
+
+def test_a_version_that_comes_during_an_attempt_is_synced_after_it(a_bench: Bench) -> None:
+    """Told between the read and the settlement, a version leaves the mirror due (M1)."""
+    world = World(a_bench)
+    changed(world, P1, Content("A"))
+    worker = world.begins(P1)
+    assert worker is not None
+    world.goes_on_to(worker, "after a read")
+    changed(world, P1, Content("B"))
+    world.finishes(worker)
+    world.rests()
+    world.converged()
+    word = said(world)
+    world.ends_all()
+    assert word == "B"
