@@ -78,11 +78,8 @@ class Looker:
 
     def _check_former_parents(self, collection: Collection, creates: Sequence[OpenWrite]) -> None:
         """3d: a create may have landed under a record that its parent had then, and has no more."""
-        moved = [
-            Sent(write.fields, write.parents, write.parent_keys)
-            for write in creates
-            if write.fields is not None and write.parent_keys and write.parent_keys != self._parents(write.parents)
-        ]
+        sent = [self._where_sent(write) for write in creates]
+        moved = [each for each in sent if each is not None and each.parent_keys is not None]
         agreeing, differing = self._free(collection, moved, None) if moved else ([], ())
         if agreeing or differing:
             raise Hold(
@@ -111,11 +108,12 @@ class Looker:
         return agreeing[0]
 
     def second(self, record: MappedRecord, link: Link) -> None:
-        """3d, once more after the bound: a create that was repeated may have landed twice."""
+        """3d, once more after the bound: a create that was repeated may have landed twice, each where it was sent."""
         collection = record.collection
         sent = [Sent(record.resolve(self._keys), dict(record.parents))]
         for write in self._ledger.creates_in_doubt(self._claim.reference, link.slot):
-            if write.fields is not None and (other := Sent(dict(write.fields), dict(write.parents))) not in sent:
+            other = self._where_sent(write)
+            if other is not None and other not in sent:
                 sent.append(other)
         others = {first(hit.keys) for each in sent for hit in self._find(collection, each)}
         others -= {first(link.keys)}
@@ -124,6 +122,13 @@ class Looker:
                 "second record", "a repeated create has left a second record that nobody owns: remove it by hand"
             )
         self._ledger.looked(self._claim, link.id)
+
+    def _where_sent(self, write: OpenWrite) -> Sent | None:
+        """Tell what a create has sent, and under which keys where those are not its parents' of today."""
+        if write.fields is None:
+            return None
+        moved = bool(write.parent_keys) and write.parent_keys != self._parents(write.parents)
+        return Sent(dict(write.fields), dict(write.parents), write.parent_keys if moved else None)
 
     def check_identity(
         self,

@@ -102,24 +102,33 @@ class Machine(RuleBasedStateMachine):
     @rule(
         of=resources,
         content=contents,
-        untold=st.one_of(st.none(), st.none(), contents),
+        newer=st.one_of(st.none(), st.none(), contents),
         after=st.sampled_from([0.0, 2.0, 2.0, 61.0]),
         fate=fates,
         stop=stops,
         dies=st.booleans(),
     )
     def changes(
-        self, of: str, content: Content, untold: Content | None, after: float, fate: Fate | None, stop: str, dies: bool
+        self, of: str, content: Content, newer: Content | None, after: float, fate: Fate | None, stop: str, dies: bool
     ) -> None:
-        """Have a version written, told and tried at once, as on most days; the next may be there before it is told."""
+        """Have a version written, told and tried at once, as on most days.
+
+        The next may be there before it is told, or be told in the middle of the attempt.
+        """
         self.world.waits(after)
         self._saves(of, content, "Practitioner/x")
         self.world.delivers(-1)
-        if untold is not None:
-            self._saves(of, untold, "Practitioner/x")
+        if newer is not None and dies:
+            self._saves(of, newer, "Practitioner/x")
         if fate is not None:
             self.world.fated(fate)
-        self._goes(self.world.begins(of), stop, dies)
+        worker = self.world.begins(of)
+        self._goes(worker, stop, dies)
+        if newer is not None and not dies:
+            self._saves(of, newer, "Practitioner/x")
+            self.world.delivers(-1)
+            if worker is not None:
+                self.world.steps(worker, to_the_end)
 
     @rule(which=any_index, stop=stops, dies=st.booleans())
     def tries(self, which: int, stop: str, dies: bool) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.machine.crew import Worker
 from tests.machine.legacy_model import Fate
 from tests.machine.medplum_model import Content
-from tests.machine.world import C1, D1, P1, Bench, World, bench
+from tests.machine.world import C1, D1, P1, P2, Bench, World, bench
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,47 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> Non
     problems = [record for record in world.legacy.records.values() if record.kind == "problems" and record.alive]
     world.ends_all()
     assert len(problems) == 1
+
+
+def moved_in_doubt(world: World, *, until: str) -> Worker:
+    """Have a problem's create under P1 stand still at a place, and the problem be P2's and written there meanwhile."""
+    for of, content in ((P1, Content("A")), (P2, Content("A"))):
+        changed(world, of, content)
+        worker = world.begins(of)
+        assert worker is not None
+        world.finishes(worker)
+    changed(world, C1, Content("A"))
+    worker = world.begins(C1)
+    assert worker is not None
+    world.goes_on_to(worker, until)
+    world.waits(61, beating=False)
+    world.ledger.free_leases()
+    world.waits(90)
+    changed(world, C1, Content("A", of=P2))
+    other = world.begins(C1)
+    assert other is not None
+    world.finishes(other)
+    return worker
+
+
+def test_a_create_in_doubt_under_another_parent_is_looked_for_there_a_second_time(a_bench: Bench) -> None:
+    """The machine found: whose first create never came anywhere was held, for its first parent's key was not known."""
+    world = World(a_bench)
+    world.kills_worker(moved_in_doubt(world, until="announced, and not yet sent"))
+    world.rests()
+    world.converged()
+    held = world.ledger.failed()
+    world.ends_all()
+    assert held == []
+
+
+def test_a_second_record_under_another_parent_is_found(frozen: World) -> None:
+    """A create that lands under the first parent when the record stands under the second is not overlooked (3d)."""
+    worker = moved_in_doubt(frozen, until="frozen before its bytes leave")
+    frozen.steps(worker)
+    frozen.kills_worker(worker)
+    frozen.rests()
+    assert [(entry["reference"], entry["reason"]) for entry in frozen.ledger.failed()] == [(C1, "second record")]
 
 
 def test_a_delete_that_was_answered_late_is_no_reason_to_hold(a_bench: Bench) -> None:

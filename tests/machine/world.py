@@ -97,7 +97,7 @@ class World:
         self.pending: list[Version] = []
         self.told: dict[str, int] = {}  # the newest version of which a hint was accepted
         self.read: dict[str, set[int]] = {}
-        self.kills: Counter[str] = Counter()
+        self.endless: dict[str, set[Worker]] = {}  # attempts that were killed, or stood while time passed
         self.refused = self.was_hidden = False
         self.orphaned: set[str] = set()
         self.ends: Counter[str] = Counter()
@@ -215,7 +215,7 @@ class World:
         """Kill a process: its heartbeat ends with it, and another one comes in its place."""
         worker.kill()
         self.workers.remove(worker)
-        self.kills[worker.reference] += 1
+        self._may_have_no_end(worker)
         self.processes[worker.process.partition(" ")[0]] += 1
 
     def ends_all(self) -> None:
@@ -248,6 +248,9 @@ class World:
             monotonic=self.monotonic,
         )
 
+    def _may_have_no_end(self, worker: Worker) -> None:
+        self.endless.setdefault(worker.reference, set()).add(worker)
+
     def _names(self) -> list[str]:
         return [f"{name} {life}" for name, life in self.processes.items()]
 
@@ -262,6 +265,8 @@ class World:
 
     def waits(self, seconds: float, *, beating: bool = True) -> None:
         """Let time pass: what flies lands at its time; processes that are not frozen say that they live."""
+        for worker in self.workers:
+            self._may_have_no_end(worker)
         self.clock.forward(seconds)
         self.legacy.land()
         if beating:
@@ -308,9 +313,10 @@ class World:
         self.catches_up()
         while self.workers:
             self.finishes(self.workers[0])
+        self._runs_until_quiet()
         for _ in range(SLOW_LOOKS):
-            self._runs_until_quiet()
             self.waits(WAITING_LOOK_S)
+            self._runs_until_quiet()
 
     def _runs_until_quiet(self) -> None:
         for _ in range(400):
@@ -366,7 +372,7 @@ class World:
             "unmappable": content is not None and content.word is None,
             "refused": self.refused or (leans and bool(self.orphaned)),
             "absent": self.was_hidden or reference not in self.medplum.history,
-            "poison": self.kills[reference] > 3,
+            "poison": len(self.endless.get(reference, ())) > 3,
             "budget": self.legacy.deletes >= 20,
             "moved": len({version.content.of for version in self._versions(reference) if version.content}) > 1,
             "parent": leans,
@@ -416,10 +422,11 @@ class World:
             return list(cast("sqlite3.Connection", connection.dbapi_connection).execute(statement, parameters))
 
     def _next(self) -> datetime | None:
-        """Tell when something is asked for next."""
+        """Tell when something is asked for next, the slow looks of those that wait aside."""
         asked = "min(coalesce(due_at, look_at), coalesce(look_at, due_at))"
         runnable = f"max({asked}, coalesce(not_before, ''), coalesce(lease_until, ''))"
-        [(moment,)] = self._ask(f"SELECT min({runnable}) FROM mirrors WHERE state <> 'held' AND {asked} IS NOT NULL")  # noqa: S608
+        resting = f"state = 'held' OR (state = 'waiting' AND due_at IS NULL) OR {asked} IS NULL"
+        [(moment,)] = self._ask(f"SELECT min({runnable}) FROM mirrors WHERE NOT ({resting})")  # noqa: S608
         return None if moment is None else datetime.fromisoformat(moment).replace(tzinfo=UTC)
 
     # people

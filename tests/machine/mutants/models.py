@@ -6,7 +6,7 @@ finds it. `test_found` shows what it looks like.
 
 from __future__ import annotations
 
-from tests.machine.mutants.mutant import DURING, FREEZING, FROZEN, MACHINE, Edit, Mutant
+from tests.machine.mutants.mutant import FREEZING, FROZEN, Edit, Mutant
 
 ANSWERING, CLAIMING = "worker/ledger/answering.py", "worker/ledger/claiming.py"
 ENDING, LINKING = "worker/ledger/ending.py", "worker/ledger/linking.py"
@@ -65,7 +65,7 @@ NO_EPOCH = (
 )
 
 MODEL_MUTANTS = (
-    Mutant("M1", "1: a hint during an attempt leaves the mirror due", (FORGET_HINTS,), (DURING, MACHINE)),
+    Mutant("M1", "1: a hint during an attempt leaves the mirror due", (FORGET_HINTS,)),
     Mutant("M2", "4: settling covers what was accepted before the claim", (SUPERSEDE_ALL,)),
     Mutant("M3", "3a, 3d: while a write is in doubt no digest is believed", KEEP_DIGEST),
     Mutant("M4", "3c: an update in doubt is not sent again before its bound", (*NO_BOUND, WAIT_FOR_CREATES)),

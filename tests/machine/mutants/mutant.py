@@ -8,7 +8,6 @@ from pathlib import Path
 MACHINE = "tests/machine/test_machine.py::test_whatever_happens_the_legacy_copy_converges"
 FREEZING = "tests/machine/test_machine.py::test_a_freeze_on_the_way_to_the_socket_is_mended"
 
-DURING = "tests/machine/test_found.py::test_a_version_that_comes_during_an_attempt_is_synced_after_it"
 FROZEN = "tests/machine/test_found.py::test_a_write_that_froze_on_its_way_is_mended_by_its_own_answer"
 
 
