@@ -215,14 +215,22 @@ class Sender:
         try:
             self._writer.send(self._examined(write, step, record.resolve(self._keys)))
         except Hold as held:
-            if held.reason not in REFUSED_AS_DELETED or not self._own_delete_may_have_landed(step):
+            if held.reason not in REFUSED_AS_DELETED or not self._own_write_may_have_landed(step, record):
                 raise
-            self._delete_again(step, target)
+            if step.undelete:
+                self._update(replace(step, undelete=False), keys)
+            else:
+                self._delete_again(step, target)
 
-    def _own_delete_may_have_landed(self, step: Step) -> bool:
-        """5: Medplum restored what we were deleting, and nobody answered the delete."""
-        deletes = any(write.operation is Operation.DELETE for write in step.unresolved)
-        return deletes and not step.undelete and self._route.conflict is not Conflict.HOLD
+    def _own_write_may_have_landed(self, step: Step, record: MappedRecord) -> bool:
+        """5: our delete had no answer, or our undelete, of which the ledger learned late: it is as the API says."""
+        if step.undelete:
+            updatable = record.collection.replace is None and record.collection.supports(Operation.UPDATE)
+            return updatable and self._had_the_last_word(Operation.UPDATE, step.slot)
+        return self._route.conflict is not Conflict.HOLD and self._had_the_last_word(Operation.DELETE, step.slot)
+
+    def _had_the_last_word(self, operation: Operation, slot: str) -> bool:
+        return self._ledger.may_have_the_last_word(self._claim.reference, slot, operation)
 
     def _delete_again(self, step: Step, target: Target) -> None:
         """5: send the delete once more for its answer; then the record is as any that was deleted before a restore."""

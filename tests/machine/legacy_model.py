@@ -20,7 +20,10 @@ import httpx
 from worker.deadline import CallFailed, DeadlineExceeded
 
 DEADLINE_S = 20.0
-_PATH = re.compile(r"/(?:patients/(?P<parent>[^/]+)/)?(?P<kind>patients|problems|numbers)(?:/(?P<key>[^/]+))?")
+_PATH = re.compile(
+    r"/(?:patients/(?P<parent>[^/]+)/)?(?P<kind>patients|problems|numbers)"
+    r"(?:/(?P<key>[^/]+))?(?P<undelete>/undelete)?"
+)
 
 
 class Fate(StrEnum):
@@ -93,8 +96,10 @@ class LegacyModel(httpx.BaseTransport):
         sender: Callable[[], Sender],
         *,
         freezes: bool = False,
+        twice: frozenset[str] = frozenset(),
     ) -> None:
         self.clock, self.pause, self.sender, self.freezes = clock, pause, sender, freezes
+        self.twice = twice  # the kinds of which the new record is made before the old one goes
         self.records: dict[int, Record] = {}
         self.fates: list[Fate] = []
         self.look_troubles = 0
@@ -117,7 +122,11 @@ class LegacyModel(httpx.BaseTransport):
         return found
 
     def doubled(self, reference: str) -> bool:
-        return any(len(records) > 1 for records in self.living(reference).values())
+        return self.most(reference) > 1
+
+    def most(self, reference: str) -> int:
+        """Count the living records of a resource's slot, of which there should be one."""
+        return max(map(len, self.living(reference).values()), default=0)
 
     def land(self) -> None:
         """Carry out what was to land by now, each at its time."""
@@ -182,10 +191,11 @@ class LegacyModel(httpx.BaseTransport):
         return answers.get(fate, (0, {}, {}))
 
     def _act(self, write: Write) -> tuple[int, dict[str, Any]]:
-        if write.method == "POST":
+        if write.method == "POST" and write.key is None:
             return self._create(write)
         record = self.records.get(write.key or 0)
-        if record is None or not record.alive or (write.method == "PUT" and record.parent != write.parent):
+        undelete = write.method == "POST"
+        if record is None or record.alive is undelete or (write.method == "PUT" and record.parent != write.parent):
             return 404, {}
         if record.ref != write.sender.reference.split("/")[1]:
             self.broken.append(f"a {write.method} for {write.sender.reference} met the record of {record.ref}")
@@ -197,6 +207,7 @@ class LegacyModel(httpx.BaseTransport):
             if record.slot != write.fields.get("use", ""):
                 self.broken.append(f"{write.sender.reference}: slot {record.slot} was written as another")
             record.fields |= write.fields
+            record.alive = True
         return 200, _told(record)
 
     def _create(self, write: Write) -> tuple[int, dict[str, Any]]:
@@ -210,7 +221,8 @@ class LegacyModel(httpx.BaseTransport):
             self.broken.append(f"{write.sender.reference} went under {parent.ref}, and is of {write.fields['of']}")
         self.records[record.key] = record
         self._in_order(write, record.slot)
-        if self.doubled(write.sender.reference) and not self.freezes:
+        most = 2 if record.kind in self.twice else 1
+        if self.most(write.sender.reference) > most and not self.freezes:
             self.broken.append(f"{write.sender.reference} has a second record")
         return 201, _told(record)
 

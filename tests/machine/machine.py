@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.machine.crew import Worker
 from tests.machine.legacy_model import Fate
 from tests.machine.medplum_model import OWN, Content
-from tests.machine.world import ALL, C1, D1, GHOST, LEASE_S, P1, P2, Bench, World
+from tests.machine.world import ALL, C1, D1, GHOST, LEASE_S, P1, P2, PLAIN, REPLACING, Bench, Clinic, World
 
 contents = st.builds(
     Content,
@@ -47,12 +47,13 @@ class Machine(RuleBasedStateMachine):
     """Everything at once; no process freezes between its last check and the socket."""
 
     bench: ClassVar[Bench]
+    clinic: ClassVar[Clinic] = PLAIN
     freezes: ClassVar[bool] = False
     steps: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.bench, freezes=self.freezes)
+        self.world = World(self.bench, self.clinic, freezes=self.freezes)
         self.taken = -1  # invariants are checked once before the first step
 
     @initialize(there=st.sampled_from([(), (P1,), (P1, C1), (P1, P2, D1), ALL]))
@@ -232,3 +233,43 @@ class FreezingMachine(Machine):
 
     freezes = True
     steps: ClassVar[Counter[str]] = Counter()
+
+
+class ReplacingMachine(Machine):
+    """The legacy system cannot change every record: some are made anew, under another patient too, or brought back."""
+
+    clinic = REPLACING
+    steps: ClassVar[Counter[str]] = Counter()
+
+    @rule(
+        of=st.sampled_from([D1, D1, C1]),
+        content=contents,
+        fate=fates,
+        met=st.sampled_from([(0,), (1,), (0, 1)]),
+        stop=stops,
+        dies=st.booleans(),
+    )
+    def replaces(
+        self, of: str, content: Content, fate: Fate | None, met: tuple[int, ...], stop: str, dies: bool
+    ) -> None:
+        """Have a record made anew, and the first of its two writes, or the second, or both, meet a fate."""
+        for changed in (content, replace(content, word="B" if content.word == "A" else "A")):
+            self.world.waits(61.0)
+            self._saves(of, changed, "Practitioner/x")
+            self.world.delivers(-1)
+            last = changed is not content
+            if last and fate is not None:
+                for number in range(max(met) + 1):
+                    self.world.fated(fate if number in met else Fate.ACTS)
+            self._goes(self.world.begins(of), stop if last else "the end", dies and last)
+
+    @rule(of=st.sampled_from([P1, P2]), fate=fates, stop=stops, dies=st.booleans(), stays=st.booleans())
+    def comes_back(self, of: str, fate: Fate | None, stop: str, dies: bool, stays: bool) -> None:
+        """Have a deleted record brought back, and deleted again if it does not stay."""
+        for active in (False, True, *([] if stays else [False])):
+            self.world.waits(2.0)
+            self._saves(of, Content(active=active), "Practitioner/x")
+            self.world.delivers(-1)
+            if active and fate is not None:
+                self.world.fated(fate)
+            self._goes(self.world.begins(of), stop if active else "the end", dies and active)

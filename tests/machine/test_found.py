@@ -9,7 +9,7 @@ import pytest
 from tests.machine.crew import Worker
 from tests.machine.legacy_model import Fate
 from tests.machine.medplum_model import Content
-from tests.machine.world import C1, D1, P1, P2, Bench, World, bench
+from tests.machine.world import C1, D1, P1, P2, REPLACING, Bench, World, bench
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,17 @@ def changed(world: World, of: str, content: Content) -> None:
     world.delivers(-1)
 
 
+def tried(world: World, of: str) -> None:
+    """Have one attempt made, from its begin to its end."""
+    worker = world.begins(of)
+    assert worker is not None
+    world.finishes(worker)
+
+
 def frozen_write(world: World, word: str) -> None:
     """Have P1 linked as A, and leave a write of another word standing between check and socket until it is over."""
     changed(world, P1, Content("A"))
-    worker = world.begins(P1)
-    assert worker is not None
-    world.finishes(worker)
+    tried(world, P1)
     world.waits(60)
     changed(world, P1, Content(word))
     worker = world.begins(P1)
@@ -47,9 +52,7 @@ def frozen_write(world: World, word: str) -> None:
     world.ledger.free_leases()
     world.waits(90)
     changed(world, P1, Content("C"))
-    other = world.begins(P1)
-    assert other is not None
-    world.finishes(other)
+    tried(world, P1)
     assert said(world) == "C"
     world.steps(worker)
     assert said(world) == word  # it went back: the one thing that the protocol cannot keep a frozen process from
@@ -97,9 +100,7 @@ def test_a_write_that_stood_still_after_its_announcement_is_not_sent(a_bench: Be
     """Announced and overtaken by a newer state, a write is withdrawn by its sender's own look at the time (M8)."""
     world = World(a_bench)
     changed(world, P1, Content("A"))
-    worker = world.begins(P1)
-    assert worker is not None
-    world.finishes(worker)
+    tried(world, P1)
     world.waits(60)
     changed(world, P1, Content("B"))
     worker = world.begins(P1)
@@ -108,9 +109,7 @@ def test_a_write_that_stood_still_after_its_announcement_is_not_sent(a_bench: Be
     world.waits(61, beating=False)
     world.waits(90)
     changed(world, P1, Content("C"))
-    other = world.begins(P1)
-    assert other is not None
-    world.finishes(other)
+    tried(world, P1)
     world.finishes(worker)
     world.check()
     assert said(world) == "C"
@@ -124,15 +123,11 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> Non
         changed(world, of, content)
         if of == C1:
             world.fated(Fate.SILENT)
-        worker = world.begins(of)
-        assert worker is not None
-        world.finishes(worker)
+        tried(world, of)
     world.waits(5)
     world.deletes(P1)
     world.delivers()
-    worker = world.begins(P1)
-    assert worker is not None
-    world.finishes(worker)
+    tried(world, P1)
     changed(world, P1, Content("A"))
     world.rests()
     world.converged()  # a person has to choose, and is told why
@@ -141,13 +136,97 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> Non
     assert len(problems) == 1
 
 
+def test_a_delete_without_an_answer_is_remembered_until_it_is_answered(a_bench: Bench) -> None:
+    """The machine found: sent again for its answer, the delete failed, and the record was held as gone (5)."""
+    world = World(a_bench)
+    changed(world, P1, Content("A"))
+    tried(world, P1)
+    world.waits(60)
+    changed(world, P1, Content("A", active=False))
+    world.fated(Fate.SILENT)
+    tried(world, P1)
+    world.waits(90)
+    changed(world, P1, Content("A"))
+    world.fated(Fate.ACTS)  # the update, which is told that there is no such record
+    world.fated(Fate.UNREACHED)
+    tried(world, P1)
+    world.rests()
+    world.converged()
+    held = world.ledger.failed()
+    world.ends_all()
+    assert held == []
+
+
+def brought_back(world: World, fate: Fate) -> None:
+    """Have P1 made, deleted and brought back, the last with a fate, and its bound pass."""
+    for active in (True, False):
+        changed(world, P1, Content("A", active=active))
+        tried(world, P1)
+        world.waits(60)
+    changed(world, P1, Content("B"))
+    world.fated(fate)
+    tried(world, P1)
+    world.waits(90)
+
+
+def test_an_undelete_that_landed_without_an_answer_is_not_taken_for_a_record_that_is_gone(a_bench: Bench) -> None:
+    """The machine found: sent again, there is nothing to bring back; the record is there, and is updated (5)."""
+    world = World(a_bench, REPLACING)
+    brought_back(world, Fate.SILENT)
+    world.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
+    world.fated(Fate.UNREACHED)
+    tried(world, P1)
+    world.rests()
+    world.converged()
+    held, word = world.ledger.failed(), said(world)
+    world.ends_all()
+    assert (held, word) == ([], "B")
+
+
+def test_what_an_undelete_may_have_brought_back_is_deleted_though_another_undelete_met_nothing(a_bench: Bench) -> None:
+    """The machine found: the second undelete's answer had settled the first, and the record stayed (3, 5)."""
+    world = World(a_bench, REPLACING)
+    brought_back(world, Fate.SILENT)
+    world.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
+    world.fated(Fate.UNREACHED)
+    tried(world, P1)
+    changed(world, P1, Content("B", active=False))
+    world.rests()
+    world.converged()
+    living = world.legacy.living(P1)
+    world.ends_all()
+    assert living == {}
+
+
+def test_an_undelete_that_tells_of_itself_after_a_delete_is_not_taken_for_a_record_that_is_gone(a_bench: Bench) -> None:
+    """The machine found: its late answer links the record again, which our own delete has taken since (3f, 5)."""
+    world = World(a_bench, REPLACING)
+    for active in (True, False):
+        changed(world, P1, Content("A", active=active))
+        tried(world, P1)
+        world.waits(60)
+    changed(world, P1, Content("B"))
+    frozen = world.begins(P1)
+    assert frozen is not None
+    world.goes_on_to(frozen, "before finish")
+    world.waits(61, beating=False)
+    world.waits(90)
+    changed(world, P1, Content("B", active=False))
+    tried(world, P1)
+    world.finishes(frozen)
+    changed(world, P1, Content("C"))
+    world.rests()
+    world.converged()
+    held = world.ledger.failed()
+    world.ends_all()
+    assert held == []
+
+
 def moved_in_doubt(world: World, *, until: str) -> Worker:
     """Have a problem's create under P1 stand still at a place, and the problem be P2's and written there meanwhile."""
     for of, content in ((P1, Content("A")), (P2, Content("A"))):
         changed(world, of, content)
-        worker = world.begins(of)
-        assert worker is not None
-        world.finishes(worker)
+        tried(world, of)
     changed(world, C1, Content("A"))
     worker = world.begins(C1)
     assert worker is not None
@@ -156,9 +235,7 @@ def moved_in_doubt(world: World, *, until: str) -> Worker:
     world.ledger.free_leases()
     world.waits(90)
     changed(world, C1, Content("A", of=P2))
-    other = world.begins(C1)
-    assert other is not None
-    world.finishes(other)
+    tried(world, C1)
     return worker
 
 
@@ -186,9 +263,7 @@ def test_a_delete_that_was_answered_late_is_no_reason_to_hold(a_bench: Bench) ->
     """The machine found: the record is wanted again, and whoever took over updated what was gone (3f, 5)."""
     world = World(a_bench)
     changed(world, P1, Content("A"))
-    worker = world.begins(P1)
-    assert worker is not None
-    world.finishes(worker)
+    tried(world, P1)
     world.waits(60)
     changed(world, P1, Content("A", active=False))
     frozen = world.begins(P1)
@@ -196,9 +271,7 @@ def test_a_delete_that_was_answered_late_is_no_reason_to_hold(a_bench: Bench) ->
     world.goes_on_to(frozen, "before finish")
     world.waits(61, beating=False)
     changed(world, P1, Content("A"))
-    other = world.begins(P1)
-    assert other is not None
-    world.finishes(other)
+    tried(world, P1)
     world.finishes(frozen)
     world.rests()
     world.converged()

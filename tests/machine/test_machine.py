@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.machine.machine import FreezingMachine, Machine
+from tests.machine.machine import FreezingMachine, Machine, ReplacingMachine
 from tests.machine.world import Bench, bench
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "200"))
@@ -59,3 +59,9 @@ def test_whatever_happens_the_legacy_copy_converges(a_bench: Bench) -> None:
 def test_a_freeze_on_the_way_to_the_socket_is_mended(a_bench: Bench) -> None:
     """Where a process freezes after its last check and lives on, its late answer has the record written anew (3f)."""
     run(FreezingMachine, a_bench, max(1, EXAMPLES // 8))
+
+
+@pytest.mark.timeout(PATIENCE_S)
+def test_where_records_are_replaced_and_brought_back_the_copy_converges(a_bench: Bench) -> None:
+    """The same where records are made anew, before or after the old one goes, moved, and undeleted (5, 9)."""
+    run(ReplacingMachine, a_bench, max(1, EXAMPLES // 4))

@@ -280,6 +280,8 @@ class Answering(Store):
         late = not mine
         if answer.outcome is None and write.outcome is not None:
             return mine  # somebody has found out meanwhile
+        if found and write.outcome in {WriteOutcome.DONE, WriteOutcome.FOUND} and write.key == first_key(answer.keys):
+            return True  # the same; and what has become of that record since, the link says
         tx.execute(
             _record,
             {
@@ -300,7 +302,7 @@ class Answering(Store):
             return False
         if late:
             _wake_for_late_answer(tx, write.reference)
-        elif write.older:
+        elif write.older and _settles_older(write, answer):
             tx.execute(
                 _lapse_older,
                 {"of": write.reference, "in_slot": write.slot, "write_id": write_id, "by_time": write.announced_at},
@@ -323,6 +325,11 @@ class Answering(Store):
             return None
         version = write.version_id or ""
         return self.sealer.seal(words, table="writes", reference=write.reference, version=version, column="answer")
+
+
+def _settles_older(write: Any, answer: Answer) -> bool:
+    """Tell whether an answer says what became of older writes: an update or undelete that met no record does not."""
+    return answer.outcome is not WriteOutcome.GONE or write.operation in (Operation.DELETE, Operation.REPLACE)
 
 
 def spacing_s(heat: int) -> float:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, update
 
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.sealing import SealBroken
@@ -91,6 +91,30 @@ _creates_in_doubt = (
     )
     .order_by(announced.c.id)
 )
+_of_slot = and_(announced.c.reference == OF, announced.c.slot == bindparam("in_slot"))
+_last_of_others = (
+    select(func.coalesce(func.max(announced.c.id), 0))
+    .where(
+        _of_slot,
+        announced.c.operation != bindparam("of_kind"),
+        announced.c.outcome.in_([WriteOutcome.DONE, WriteOutcome.FOUND]),
+    )
+    .scalar_subquery()
+)
+_last_word = select(
+    exists(
+        select(announced.c.id).where(
+            _of_slot,
+            announced.c.operation == bindparam("of_kind"),
+            announced.c.id > _last_of_others,
+            or_(
+                announced.c.outcome.is_(None),
+                announced.c.outcome.in_([WriteOutcome.LAPSED, WriteOutcome.DONE]),
+                and_(announced.c.operation == Operation.DELETE, announced.c.outcome == WriteOutcome.GONE),
+            ),
+        )
+    )
+)
 _no_limit = 2**31 - 1
 
 
@@ -171,6 +195,12 @@ class Claiming(Store):
         """List a slot's creates that nobody answered, lapsed ones included: each may have made a record."""
         rows = tx.execute(_creates_in_doubt, {"of": reference, "in_slot": slot})
         return tuple(map(self._open_write, rows))
+
+    @reads
+    def may_have_the_last_word(self, tx: Transaction, reference: str, slot: str, operation: Operation) -> bool:
+        """Tell whether a slot's write of this kind, answered or not, may have acted after all others that acted."""
+        found = tx.execute(_last_word, {"of": reference, "in_slot": slot, "of_kind": operation})
+        return bool(found.scalar_one())
 
     @reads
     def _claim(self, tx: Transaction, taken: _Taken, instance: str) -> Claim:

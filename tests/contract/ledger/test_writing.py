@@ -760,3 +760,61 @@ def test_a_half_replaced_record_without_successor_is_buried(story: Story) -> Non
     story.ledger.record(write, outcome(WriteOutcome.DONE))
     story.ledger.bury(claim, "")
     assert story.shown()["links"][0]["state"] == LinkState.TOMBSTONE
+
+
+@pytest.mark.parametrize("operation", [Operation.UPDATE, Operation.DELETE])
+def test_a_write_without_an_answer_may_have_the_last_word(story: Story, operation: Operation) -> None:
+    """5: what our own delete or undelete may have done is known until a later write of another kind has acted."""
+    other = Operation.DELETE if operation is Operation.UPDATE else Operation.UPDATE
+
+    def may() -> bool:
+        return story.ledger.may_have_the_last_word(PATIENT, "", operation)
+
+    story.applies("v1")
+    claim = _next(story, "v2")
+    assert not may()
+    write = story.announces(claim, operation)
+    assert may()
+    story.ledger.record(write.id, unknown())
+    claim = _next(story, "v3")
+    story.ledger.record(story.announces(claim, Operation.UPDATE).id, outcome(WriteOutcome.GONE))
+    assert may()
+    claim = _next(story, "v4")
+    story.ledger.record(story.announces(claim, other).id, done())
+    assert not may()
+
+
+@pytest.mark.parametrize("operation", [Operation.UPDATE, Operation.DELETE])
+def test_only_a_delete_that_meets_nothing_says_what_became_of_older_writes(story: Story, operation: Operation) -> None:
+    """3, 5: an undelete that is told of nothing to bring back may follow one that has acted."""
+    story.applies("v1")
+    story.ledger.record(story.announces(_next(story, "v2"), Operation.UPDATE).id, unknown())
+    story.ledger.record(story.announces(_next(story, "v3"), operation).id, outcome(WriteOutcome.GONE))
+    left = [write.operation for write in _next(story, "v4").unresolved]
+    assert left == ([Operation.UPDATE] if operation is Operation.UPDATE else [])
+
+
+def _next(story: Story, version: str) -> Claim:
+    """Take the mirror for a version once nothing of before is under way any more."""
+    story.clock.forward(BOUND_S)
+    story.hears(version)
+    return story.claims(alone=True)
+
+
+def test_what_was_found_twice_says_nothing_of_the_record_of_today(story: Story) -> None:
+    """3d: an attempt that stood still finds what another has linked, and replaced by a third record since."""
+    story.hears("v1")
+    story.clock.forward(60)
+    create = story.announces(story.claims())
+    story.ledger.record(create.id, unknown())
+    _next(story, "v2")
+    assert story.ledger.record(create.id, found(17))
+    claim = _next(story, "v3")
+    replacing = story.announces(claim)
+    story.ledger.record(replacing.id, replace(done(18), replaces=True))
+    assert story.ledger.record(create.id, found(17))
+    assert story.mirror()["state"] != "held"
+    [link] = story.shown()["links"]
+    assert link["key"] == "18"
+    assert not story.ledger.record(create.id, found(19))
+    assert story.mirror()["reason"] == "second record"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.machine.mutants.models import ANSWERING, ENDING, LINKING, PLAN, SENDING, SYNC, WRITES, WRITING
-from tests.machine.mutants.mutant import FREEZING, FROZEN, MACHINE, Edit, Mutant
+from tests.machine.mutants.mutant import FREEZING, FROZEN, MACHINE, REPLACING, Edit, Mutant
 
 LOOKING, INTAKE = "worker/looking.py", "worker/ledger/intake.py"
 RESULTS, SEALING = "worker/mapping/results.py", "worker/ledger/sealing.py"
@@ -302,7 +302,59 @@ WRITE_MUTANTS = (
                 'half = {"key": None}',
             ),
         ),
-        ("tests/integration/sync/test_replace.py::test_the_half_way_point_is_a_state_of_the_link",),
+        (REPLACING, "tests/integration/sync/test_replace.py::test_the_half_way_point_is_a_state_of_the_link"),
+    ),
+    Mutant(
+        "old-record-stays",
+        "9: the record whose place is taken is deleted, though an attempt died",
+        (
+            Edit(
+                SENDING, "        if step.link is not None and step.link.old_keys is not None:\n", "        if False:\n"
+            ),
+        ),
+        (REPLACING,),
+    ),
+    Mutant(
+        "undelete-forgotten",
+        "5: what an undelete in doubt may have brought back is deleted again",
+        (Edit(PLAN, "undeleting = link is not None and _undeleting(link, unresolved)", "undeleting = False"),),
+        (REPLACING,),
+    ),
+    Mutant(
+        "met-nothing-settles",
+        "5: an undelete that meets nothing says nothing of older writes",
+        (
+            Edit(
+                ANSWERING,
+                "        elif write.older and _settles_older(write, answer):\n",
+                "        elif write.older:\n",
+            ),
+        ),
+        (REPLACING, f"{WRITES}::test_only_a_delete_that_meets_nothing_says_what_became_of_older_writes"),
+    ),
+    Mutant(
+        "own-delete-forgotten",
+        "5: what our own delete took is no reason to hold",
+        (
+            Edit(
+                SENDING,
+                "self._had_the_last_word(Operation.DELETE, step.slot)",
+                "False",
+            ),
+        ),
+        (REPLACING, MACHINE),
+    ),
+    Mutant(
+        "replace-in-doubt-repeated",
+        "9: the new record that was made without an answer is found",
+        (
+            Edit(
+                SENDING,
+                "        hit = self._looker.unanswered(record.collection, creates, link) if creates else None\n",
+                "        hit = None\n",
+            ),
+        ),
+        (REPLACING,),
     ),
     Mutant(
         "slots-shared",
