@@ -158,6 +158,34 @@ class Machine(RuleBasedStateMachine):
         if frozen is not None:
             self.world.steps(frozen, to_the_end)
 
+    @rule(of=st.sampled_from([P1, P2]), fate=fates, stop=stops, dies=st.booleans(), stays=st.booleans())
+    def comes_back(self, of: str, fate: Fate | None, stop: str, dies: bool, stays: bool) -> None:
+        """Have a deleted record brought back, and deleted again if it does not stay."""
+        for active in (False, True, *([] if stays else [False])):
+            self.world.waits(2.0)
+            self._saves(of, Content(active=active), "Practitioner/x")
+            self.world.delivers(-1)
+            if active and fate is not None:
+                self.world.fated(fate)
+            self._goes(self.world.begins(of), stop if active else "the end", dies and active)
+
+    @rule(gone=st.booleans())
+    def orphaned(self, gone: bool) -> None:
+        """Have a problem wait for a patient who cannot be mapped, and who then is not to be there at all."""
+        for of, content in (
+            (P1, Content(active=False)),
+            (P1, Content(word=None)),
+            (C1, Content("C")),
+            (P1, None if gone else Content(active=False)),
+        ):
+            self.world.waits(2.0)
+            if content is None:
+                self.world.deletes(of)
+            else:
+                self._saves(of, content, "Practitioner/x")
+            self.world.delivers(-1)
+            self._goes(self.world.begins(of), "the end", dies=False)
+
     @precondition(lambda self: self.world.workers)
     @rule(which=any_index)
     def kills(self, which: int) -> None:
@@ -262,14 +290,3 @@ class ReplacingMachine(Machine):
                 for number in range(max(met) + 1):
                     self.world.fated(fate if number in met else Fate.ACTS)
             self._goes(self.world.begins(of), stop if last else "the end", dies and last)
-
-    @rule(of=st.sampled_from([P1, P2]), fate=fates, stop=stops, dies=st.booleans(), stays=st.booleans())
-    def comes_back(self, of: str, fate: Fate | None, stop: str, dies: bool, stays: bool) -> None:
-        """Have a deleted record brought back, and deleted again if it does not stay."""
-        for active in (False, True, *([] if stays else [False])):
-            self.world.waits(2.0)
-            self._saves(of, Content(active=active), "Practitioner/x")
-            self.world.delivers(-1)
-            if active and fate is not None:
-                self.world.fated(fate)
-            self._goes(self.world.begins(of), stop if active else "the end", dies and active)
