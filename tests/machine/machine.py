@@ -30,6 +30,7 @@ resources = st.sampled_from([P1, P1, P1, *ALL])
 any_index = st.integers(0, 7)
 fates = st.sampled_from([None, *Fate])
 to_the_end = 60
+RESTLESS_STEPS = 10
 stops = st.sampled_from(
     [
         *["the end"] * 5,
@@ -54,6 +55,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(self.bench, self.clinic, freezes=self.freezes)
+        self.next_rest = RESTLESS_STEPS
         self.taken = -1  # invariants are checked once before the first step
 
     @initialize(there=st.sampled_from([(), (P1,), (P1, C1), (P1, P2, D1), ALL]))
@@ -103,33 +105,37 @@ class Machine(RuleBasedStateMachine):
     @rule(
         of=resources,
         content=contents,
-        newer=st.one_of(st.none(), st.none(), contents),
+        untold=st.one_of(st.none(), st.none(), contents),
         after=st.sampled_from([0.0, 2.0, 2.0, 61.0]),
         fate=fates,
         stop=stops,
         dies=st.booleans(),
     )
     def changes(
-        self, of: str, content: Content, newer: Content | None, after: float, fate: Fate | None, stop: str, dies: bool
+        self, of: str, content: Content, untold: Content | None, after: float, fate: Fate | None, stop: str, dies: bool
     ) -> None:
-        """Have a version written, told and tried at once, as on most days.
-
-        The next may be there before it is told, or be told in the middle of the attempt.
-        """
+        """Have a version written, told and tried at once, as on most days; the next may be there before it is told."""
         self.world.waits(after)
         self._saves(of, content, "Practitioner/x")
         self.world.delivers(-1)
-        if newer is not None and dies:
-            self._saves(of, newer, "Practitioner/x")
+        if untold is not None:
+            self._saves(of, untold, "Practitioner/x")
         if fate is not None:
             self.world.fated(fate)
+        self._goes(self.world.begins(of), stop, dies)
+
+    @rule(of=st.sampled_from(ALL), content=contents, newer=contents, stop=stops)
+    def meanwhile(self, of: str, content: Content, newer: Content, stop: str) -> None:
+        """Have a version told in the middle of an attempt, which then goes on to its end."""
+        self.world.waits(2.0)
+        self._saves(of, content, "Practitioner/x")
+        self.world.delivers(-1)
         worker = self.world.begins(of)
-        self._goes(worker, stop, dies)
-        if newer is not None and not dies:
-            self._saves(of, newer, "Practitioner/x")
-            self.world.delivers(-1)
-            if worker is not None:
-                self.world.steps(worker, to_the_end)
+        self._goes(worker, stop, dies=False)
+        self._saves(of, newer, "Practitioner/x")
+        self.world.delivers(-1)
+        if worker is not None:
+            self.world.steps(worker, to_the_end)
 
     @rule(which=any_index, stop=stops, dies=st.booleans())
     def tries(self, which: int, stop: str, dies: bool) -> None:
@@ -140,7 +146,13 @@ class Machine(RuleBasedStateMachine):
     def goes_on(self, which: int, steps: int) -> None:
         self.world.steps(self.world.workers[which % len(self.world.workers)], steps)
 
-    @rule(of=resources, older=contents, newer=contents, stop=stops, after=st.sampled_from([0.0, 30.0, 90.0, 90.0]))
+    @rule(
+        of=st.sampled_from(ALL),
+        older=contents,
+        newer=contents,
+        stop=stops,
+        after=st.sampled_from([0.0, 30.0, 90.0, 90.0]),
+    )
     def overtaken(self, of: str, older: Content, newer: Content, stop: str, after: float) -> None:
         """Freeze a worker until its lease is over, have another one write a newer version, and let it go on."""
         self.world.waits(2.0)
@@ -210,6 +222,14 @@ class Machine(RuleBasedStateMachine):
                 self.world.legacy.look_troubles = 1
             case "ledger":
                 self.world.watched.away = True
+
+    @precondition(lambda self: self.taken >= self.next_rest)
+    @rule()
+    def comes_to_rest(self) -> None:
+        """Have quiet in the middle of the story: what is wrong by now is found before something else mends it."""
+        self.world.rests()
+        self.world.converged()
+        self.next_rest = self.taken + RESTLESS_STEPS
 
     @rule(does=st.sampled_from(["pause", "pause all", "resume", "resume", "replay", "replay"]), of=st.sampled_from(ALL))
     def person(self, does: str, of: str) -> None:

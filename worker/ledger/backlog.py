@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, or_, select, text, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from worker.ledger.database import Transaction, reads, writes
-from worker.ledger.statements import NOT_PAUSED, RUNNABLE, insert, routed_types
+from worker.ledger.statements import NOT_PAUSED, NOW, RUNNABLE, insert, routed_types
 from worker.ledger.store import Store
-from worker.ledger.tables import changes, instances, jobs, links, mirrors
+from worker.ledger.tables import Utc, changes, instances, jobs, links, mirrors
 from worker.ledger.values import Kind, LinkState, State
 
 STALE_HEARTBEAT = timedelta(seconds=20)
@@ -27,6 +42,27 @@ _only_deleted = (
     .order_by(changes.c.reference)  # in its order: SQLite would look through every open change
 )
 _unseen = and_(mirrors.c.applied_version.is_(None), mirrors.c.reference.in_(_only_deleted))
+_unqueued = or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < bindparam("queued_before", type_=Utc))
+
+
+def _oldest_by(column: Column[Any], which: ColumnElement[bool]) -> Select[tuple[str]]:
+    return (
+        select(mirrors.c.reference)
+        .where(mirrors.c.resource_type == bindparam("of_type"), column <= NOW, _unqueued, which, RUNNABLE, NOT_PAUSED)
+        .order_by(column)
+        .limit(bindparam("most", type_=Integer))
+    )
+
+
+# by the two indexes that know them: asked for, and to be looked at
+_oldest_seen = tuple(_oldest_by(column, ~_unseen) for column in (mirrors.c.due_at, mirrors.c.look_at))
+_oldest_unseen = tuple(_oldest_by(column, _unseen) for column in (mirrors.c.due_at, mirrors.c.look_at))
+_mark_queued = (
+    update(mirrors)
+    .where(mirrors.c.reference.in_(bindparam("chosen", expanding=True)), _unqueued, RUNNABLE)
+    .values(queued_at=NOW)
+    .returning(mirrors.c.reference)
+)
 
 
 class Backlog(Store):
@@ -60,22 +96,16 @@ class Backlog(Store):
 
     @reads
     def _pick(self, tx: Transaction, limit: int, lost_after: timedelta) -> list[str]:
-        unqueued = _unqueued(tx, lost_after)
         types = sorted(routed_types(tx) - _before_a_closed_gate(tx))
-        chosen = _in_turn([_oldest(tx, each, limit, and_(unqueued, ~_unseen)) for each in types], limit)
+        queued_before = tx.now - lost_after
+        chosen = _in_turn([_oldest(tx, _oldest_seen, each, limit, queued_before) for each in types], limit)
         room = min(limit - len(chosen), UNSEEN_AT_MOST)
-        return chosen + _in_turn([_oldest(tx, each, room, and_(unqueued, _unseen)) for each in types], room)
+        return chosen + _in_turn([_oldest(tx, _oldest_unseen, each, room, queued_before) for each in types], room)
 
     @writes
     def _mark_queued(self, tx: Transaction, chosen: list[str], lost_after: timedelta) -> tuple[str, ...]:
-        marked = tx.execute(
-            update(mirrors)
-            .where(mirrors.c.reference.in_(sorted(chosen)), _unqueued(tx, lost_after), RUNNABLE)
-            .values(queued_at=tx.now)
-            .returning(mirrors.c.reference),
-            {"now": tx.now},
-        ).scalars()
-        still = set(marked)
+        what = {"now": tx.now, "queued_before": tx.now - lost_after, "chosen": sorted(chosen)}
+        still = set(tx.execute(_mark_queued, what).scalars())
         return tuple(reference for reference in chosen if reference in still)
 
     @writes
@@ -154,10 +184,6 @@ def _wake_waiting(tx: Transaction) -> None:
         )
 
 
-def _unqueued(tx: Transaction, lost_after: timedelta) -> Any:
-    return or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < tx.now - lost_after)
-
-
 def _before_a_closed_gate(tx: Transaction) -> frozenset[str]:
     met = select(mirrors.c.resource_type).where(
         mirrors.c.due_at.is_not(None), mirrors.c.reason == CLOSED_GATE, mirrors.c.not_before > tx.now
@@ -165,25 +191,15 @@ def _before_a_closed_gate(tx: Transaction) -> frozenset[str]:
     return frozenset(tx.execute(met.distinct()).scalars())
 
 
-def _oldest(tx: Transaction, resource_type: str, limit: int, unqueued: Any) -> list[str]:
-    """Pick one type's oldest, by the two indexes that know them: asked for, and to be looked at."""
+def _oldest(
+    tx: Transaction, by: Sequence[Select[tuple[str]]], resource_type: str, most: int, queued_before: datetime
+) -> list[str]:
+    """Pick one type's oldest."""
     found: dict[str, None] = {}
-    for column in (mirrors.c.due_at, mirrors.c.look_at):
-        rows = tx.execute(
-            select(mirrors.c.reference)
-            .where(
-                mirrors.c.resource_type == resource_type,
-                column <= tx.now,
-                unqueued,
-                RUNNABLE,
-                NOT_PAUSED,
-            )
-            .order_by(column)
-            .limit(limit),
-            {"now": tx.now},
-        )
-        found.update(dict.fromkeys(rows.scalars()))
-    return list(found)[:limit]
+    what = {"of_type": resource_type, "now": tx.now, "queued_before": queued_before, "most": most}
+    for statement in by:
+        found.update(dict.fromkeys(tx.execute(statement, what).scalars()))
+    return list(found)[:most]
 
 
 def _in_turn(queues: list[list[str]], limit: int) -> list[str]:

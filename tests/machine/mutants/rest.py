@@ -160,8 +160,8 @@ OTHER_MUTANTS = (
         (
             Edit(
                 BACKLOG,
-                "    return or_(mirrors.c.queued_at.is_(None), mirrors.c.queued_at < tx.now - lost_after)",
-                "    return mirrors.c.reference != ''",
+                "_unqueued = or_(mirrors.c.queued_at.is_(None), ",
+                "_unqueued = or_(mirrors.c.reference != '', ",
             ),
         ),
         (f"{QUEUE}::test_what_is_due_is_picked_once",),
