@@ -85,6 +85,44 @@ def test_a_write_that_froze_on_its_way_and_was_killed_goes_unseen_until_somebody
     frozen.converged()
 
 
+def test_a_delete_that_froze_on_its_way_and_takes_a_newer_record_is_made_good(frozen: World) -> None:
+    """The machine found: it landed after an update, and the resource was held as gone (3f, 5)."""
+    changed(frozen, P1, Content("A"))
+    tried(frozen, P1)
+    frozen.waits(60)
+    changed(frozen, P1, Content("A", active=False))
+    worker = frozen.begins(P1)
+    assert worker is not None
+    frozen.goes_on_to(worker, "frozen before its bytes leave")
+    frozen.waits(61, beating=False)
+    frozen.ledger.free_leases()
+    frozen.waits(90)
+    changed(frozen, P1, Content("B"))
+    tried(frozen, P1)
+    frozen.finishes(worker)
+    frozen.rests()
+    frozen.converged()
+    assert (frozen.ledger.failed(), said(frozen)) == ([], "B")
+
+
+def test_a_create_that_froze_on_its_way_and_has_no_answer_is_in_doubt_again(frozen: World) -> None:
+    """The machine found: it was given up for what came after it, landed, and nobody looked for its record (3f)."""
+    changed(frozen, P1, Content("A"))
+    worker = frozen.begins(P1)
+    assert worker is not None
+    frozen.goes_on_to(worker, "frozen before its bytes leave")
+    frozen.waits(61, beating=False)
+    frozen.ledger.free_leases()
+    frozen.waits(90)
+    changed(frozen, P1, Content("A", active=False))
+    tried(frozen, P1)
+    frozen.fated(Fate.SILENT)
+    frozen.finishes(worker)
+    frozen.rests()
+    frozen.converged()
+    assert frozen.legacy.living(P1) == {}
+
+
 def test_every_slot_is_written_though_one_answer_is_lost(a_bench: Bench) -> None:
     """Of two records of one resource the first one's answer is lost: both are there in the end, once."""
     world = World(a_bench)

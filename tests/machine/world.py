@@ -456,6 +456,12 @@ class World:
     # people
 
     def replays(self, reference: str) -> None:
+        """Have a person replay; where there are two records, the one that nobody has linked is removed before."""
+        if (reference, "second record") in {(entry["reference"], entry["reason"]) for entry in self.ledger.failed()}:
+            linked = {key for (key,) in self._ask("SELECT key FROM links WHERE reference = :of", of=reference)}
+            for records in self.legacy.living(reference).values():
+                for record in records:
+                    record.alive = str(record.key) in linked
         self.ledger.replay(Selection(references=(reference,)), who="the machine")
 
     def fated(self, fate: Fate) -> None:

@@ -278,7 +278,8 @@ class Answering(Store):
         found = answer.outcome is WriteOutcome.FOUND  # said by another attempt than the one that announced
         mine = found or (write.holder == write.token and write.lease_owner is not None)
         late = not mine
-        if answer.outcome is None and write.outcome is not None:
+        in_doubt_again = answer.outcome is None and write.outcome == WriteOutcome.LAPSED
+        if answer.outcome is None and write.outcome is not None and not in_doubt_again:
             return mine  # somebody has found out meanwhile
         if found and write.outcome in {WriteOutcome.DONE, WriteOutcome.FOUND} and write.key == first_key(answer.keys):
             return True  # the same; and what has become of that record since, the link says
@@ -295,6 +296,8 @@ class Answering(Store):
                 "new_late": late,
             },
         )
+        if in_doubt_again:
+            _doubt_again(tx, write)
         if answer.outcome not in TELLING:
             return mine
         baseline = self._sealed_of_link(write.reference, write.slot, "baseline", answer.baseline)
@@ -362,6 +365,13 @@ def _spend_delete(tx: Transaction, resource_type: str) -> None:
         raise DeleteBudgetSpent(
             f"{done} deletes of {resource_type} were sent within the hour: `reverse-sync replay REF` lets this one pass"
         )
+
+
+def _doubt_again(tx: Transaction, write: Any) -> None:
+    """3f: a process that stood still sent a write after it had been given up, and nobody answered: it may act yet."""
+    bound = tx.now + timedelta(seconds=write.lands_within_seconds)
+    tx.execute(update(announced).where(announced.c.id == write.id).values(bound_at=bound))
+    _wake_for_late_answer(tx, write.reference)
 
 
 def _wake_for_late_answer(tx: Transaction, reference: str) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, case, exists, func, insert, or_, select, update
 
 from worker.ledger.database import Transaction, reads, writes
 from worker.ledger.sealing import SealBroken
@@ -91,26 +91,30 @@ _creates_in_doubt = (
     )
     .order_by(announced.c.id)
 )
-_of_slot = and_(announced.c.reference == OF, announced.c.slot == bindparam("in_slot"))
-_last_of_others = (
-    select(func.coalesce(func.max(announced.c.id), 0))
-    .where(
-        _of_slot,
-        announced.c.operation != bindparam("of_kind"),
-        announced.c.outcome.in_([WriteOutcome.DONE, WriteOutcome.FOUND]),
-    )
-    .scalar_subquery()
+_others = announced.alias("others")
+_at_the_latest = case(  # when a write acted, if it did
+    (announced.c.outcome.in_([WriteOutcome.DONE, WriteOutcome.GONE]), announced.c.answered_at),
+    else_=announced.c.bound_at,
 )
 _last_word = select(
     exists(
         select(announced.c.id).where(
-            _of_slot,
+            announced.c.reference == OF,
+            announced.c.slot == bindparam("in_slot"),
             announced.c.operation == bindparam("of_kind"),
-            announced.c.id > _last_of_others,
             or_(
                 announced.c.outcome.is_(None),
                 announced.c.outcome.in_([WriteOutcome.LAPSED, WriteOutcome.DONE]),
                 and_(announced.c.operation == Operation.DELETE, announced.c.outcome == WriteOutcome.GONE),
+            ),
+            ~exists(
+                select(_others.c.id).where(
+                    _others.c.reference == OF,
+                    _others.c.slot == bindparam("in_slot"),
+                    _others.c.operation != bindparam("of_kind"),
+                    _others.c.outcome.in_([WriteOutcome.DONE, WriteOutcome.FOUND]),
+                    _others.c.announced_at > _at_the_latest,
+                )
             ),
         )
     )

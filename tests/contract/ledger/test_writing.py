@@ -10,6 +10,7 @@ import pytest
 
 from tests.contract.ledger.story import (
     BOUND_S,
+    LANDS_S,
     LEASE_S,
     OTHER,
     PATIENT,
@@ -818,3 +819,16 @@ def test_what_was_found_twice_says_nothing_of_the_record_of_today(story: Story) 
     assert link["key"] == "18"
     assert not story.ledger.record(create.id, found(19))
     assert story.mirror()["reason"] == "second record"
+
+
+def test_a_write_that_was_given_up_and_then_sent_without_an_answer_is_in_doubt_again(story: Story) -> None:
+    """3f: its process stood still before it sent; what it did is looked for once it can act no more."""
+    story.hears("v1")
+    create = story.announces(story.claims(by="one"))
+    claim = _next(story, "v2")
+    story.ledger.lapse(claim, [create.id])
+    assert story.settles(claim, "v2")
+    assert story.ledger.record(create.id, unknown()) is False
+    assert story.outcomes() == [None]
+    [doubt] = story.claims().unresolved
+    assert doubt.bound == story.clock.now + timedelta(seconds=LANDS_S)

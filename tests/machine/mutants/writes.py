@@ -53,6 +53,12 @@ WRITE_MUTANTS = (
         (FREEZING, FROZEN, f"{WRITES}::test_a_late_answer_wakes_a_mirror_that_sleeps"),
     ),
     Mutant(
+        "given-up-for-good",
+        "3f: what is sent after it was given up is in doubt again",
+        (Edit(ANSWERING, "write.outcome == WriteOutcome.LAPSED\n", "write.outcome == 'never'\n"),),
+        (FREEZING, f"{WRITES}::test_a_write_that_was_given_up_and_then_sent_without_an_answer_is_in_doubt_again"),
+    ),
+    Mutant(
         "answer-dies-with-settling",
         "3b: an answer is recorded as soon as it is known",
         (Edit(WRITING, "        self.record_last()\n        raise self._stop(", "        raise self._stop("),),
