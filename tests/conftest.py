@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy import Dialect, Engine, create_engine, event
+
+from worker.ledger import database
 
 _OURS = ("REVERSE_SYNC_", "DATABASE_URL", "REDIS_URL")
 
@@ -27,3 +30,24 @@ def missing() -> Callable[[str], NoReturn]:
         pytest.skip(what)
 
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """Let the ledgers of all tests share what SQLAlchemy has compiled: each would compile every statement anew."""
+    compiled: dict[object, object] = {}
+    dialects: dict[str, Dialect] = {}  # those of an engine that has connected: then a dialect knows its server
+
+    def sharing(url: str, **options: Any) -> Engine:
+        engine = create_engine(url, **options)
+        name = engine.dialect.name
+        if name in dialects:
+            engine.dialect = dialects[name]
+        else:
+            event.listen(engine, "engine_connect", lambda _: dialects.setdefault(name, engine.dialect))
+        engine.update_execution_options(compiled_cache=compiled)
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "create_engine", sharing)
+        yield
