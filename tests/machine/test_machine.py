@@ -14,7 +14,7 @@ from tests.machine.machine import FreezingMachine, Machine, ReplacingMachine
 from tests.machine.world import Bench, bench
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "200"))
-STEPS = int(os.environ.get("MACHINE_STEPS", "48"))
+STEPS = int(os.environ.get("MACHINE_STEPS", "54"))
 SEEDED = "MACHINE_EXAMPLES" not in os.environ or "MACHINE_SEEDED" in os.environ  # a long run draws anew each time
 PHASES = [Phase.generate] if "MACHINE_ROUGH" in os.environ else [Phase.generate, Phase.shrink]
 PATIENCE_S = 60 + 4 * EXAMPLES

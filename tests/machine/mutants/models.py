@@ -52,8 +52,8 @@ ONLY_SEEN_TIMEOUTS = (
 )
 DROP_LATE = Edit(
     ANSWERING,
-    "        if answer.outcome is None and write.outcome is not None:\n",
-    "        if late:\n            return mine\n        if answer.outcome is None and write.outcome is not None:\n",
+    "        in_doubt_again = answer.outcome is None",
+    "        if late:\n            return mine\n        in_doubt_again = answer.outcome is None",
 )
 NO_SEND_CHECK = Edit(
     WRITING, "if self._monotonic() - began > self._send_within_s:", "if self._monotonic() - began > 1e9:"
