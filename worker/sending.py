@@ -215,22 +215,30 @@ class Sender:
         try:
             self._writer.send(self._examined(write, step, record.resolve(self._keys)))
         except Hold as held:
-            if held.reason not in REFUSED_AS_DELETED or not self._own_write_may_have_landed(step, record):
+            if held.reason not in REFUSED_AS_DELETED or not self._own_write_may_have_landed(step, held.reason):
                 raise
             if step.undelete:
                 self._update(replace(step, undelete=False), keys)
             else:
                 self._delete_again(step, target)
 
-    def _own_write_may_have_landed(self, step: Step, record: MappedRecord) -> bool:
-        """5: our delete had no answer, or our undelete, of which the ledger learned late: it is as the API says."""
-        if step.undelete:
-            updatable = record.collection.replace is None and record.collection.supports(Operation.UPDATE)
-            return updatable and self._had_the_last_word(Operation.UPDATE, step.slot)
-        return self._route.conflict is not Conflict.HOLD and self._had_the_last_word(Operation.DELETE, step.slot)
+    def _own_write_may_have_landed(self, step: Step, reason: str) -> bool:
+        """5: a delete or undelete of our own, of which too little is known, may be why the API knows no such record.
 
-    def _had_the_last_word(self, operation: Operation, slot: str) -> bool:
-        return self._ledger.may_have_the_last_word(self._claim.reference, slot, operation)
+        A conflict can have other reasons: only a write in doubt explains it.
+        """
+        collection = _there(step.record).collection
+        if step.undelete and (collection.replace is not None or not collection.supports(Operation.UPDATE)):
+            return False
+        if not step.undelete and self._route.conflict is Conflict.HOLD:
+            return False
+        operation = Operation.UPDATE if step.undelete else Operation.DELETE
+        if any(write.operation is operation for write in step.unresolved):
+            return True
+        written = step.link is not None and step.link.version_id is not None  # an imported one may never have been
+        if reason != "gone" or not written:
+            return False
+        return self._ledger.may_have_the_last_word(self._claim.reference, step.slot, operation)
 
     def _delete_again(self, step: Step, target: Target) -> None:
         """5: send the delete once more for its answer; then the record is as any that was deleted before a restore."""

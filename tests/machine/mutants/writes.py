@@ -344,8 +344,8 @@ WRITE_MUTANTS = (
         (
             Edit(
                 SENDING,
-                "self._had_the_last_word(Operation.DELETE, step.slot)",
-                "False",
+                "return self._ledger.may_have_the_last_word(self._claim.reference, step.slot, operation)",
+                "return False",
             ),
         ),
         (REPLACING, MACHINE),
