@@ -9,6 +9,7 @@ MACHINE = "tests/machine/test_machine.py::test_whatever_happens_the_legacy_copy_
 REPLACING = "tests/machine/test_machine.py::test_where_records_are_replaced_and_brought_back_the_copy_converges"
 FREEZING = "tests/machine/test_machine.py::test_a_freeze_on_the_way_to_the_socket_is_mended"
 
+TAKEN = "tests/machine/test_found.py::test_a_delete_that_froze_on_its_way_and_takes_a_newer_record_is_made_good"
 FROZEN = "tests/machine/test_found.py::test_a_write_that_froze_on_its_way_is_mended_by_its_own_answer"
 
 

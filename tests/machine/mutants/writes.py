@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.machine.mutants.models import ANSWERING, ENDING, LINKING, PLAN, SENDING, SYNC, WRITES, WRITING
-from tests.machine.mutants.mutant import FREEZING, FROZEN, MACHINE, REPLACING, Edit, Mutant
+from tests.machine.mutants.mutant import FREEZING, FROZEN, MACHINE, REPLACING, TAKEN, Edit, Mutant
 
 LOOKING, INTAKE = "worker/looking.py", "worker/ledger/intake.py"
 RESULTS, SEALING = "worker/mapping/results.py", "worker/ledger/sealing.py"
@@ -348,7 +348,7 @@ WRITE_MUTANTS = (
                 "return False",
             ),
         ),
-        (REPLACING, MACHINE),
+        (REPLACING, FREEZING, TAKEN),
     ),
     Mutant(
         "replace-in-doubt-repeated",
