@@ -58,7 +58,7 @@ def test_whatever_happens_the_legacy_copy_converges(a_bench: Bench) -> None:
 @pytest.mark.timeout(PATIENCE_S)
 def test_a_freeze_on_the_way_to_the_socket_is_mended(a_bench: Bench) -> None:
     """Where a process freezes after its last check and lives on, its late answer has the record written anew (3f)."""
-    run(FreezingMachine, a_bench, max(1, EXAMPLES // 8))
+    run(FreezingMachine, a_bench, max(1, EXAMPLES // 4))
 
 
 @pytest.mark.timeout(PATIENCE_S)
