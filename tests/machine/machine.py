@@ -282,22 +282,20 @@ class FreezingMachine(Machine):
     freezes = True
     steps: ClassVar[Counter[str]] = Counter()
 
-    @rule(of=st.sampled_from(ALL), older=contents, newer=contents)
-    def crossed(self, of: str, older: Content, newer: Content) -> None:
+    @rule(of=st.sampled_from(ALL), parent=st.sampled_from([P1, P1, P2]))
+    def crossed(self, of: str, parent: str) -> None:
         """Have a frozen write land after a newer one, and both answers come after that, the older one's first."""
         standing = []
-        for content, stop in ((older, "frozen before its bytes leave"), (newer, "a write is under way")):
-            self.world.waits(2.0)
-            self._saves(of, content, "Practitioner/x")
+        for word, stop in (("A", "the end"), ("B", "frozen before its bytes leave"), ("C", "a write is under way")):
+            self.world.waits(LEASE_S, beating=word == "A")
+            self.world.ledger.free_leases()
+            self.world.waits(90.0)
+            self._saves(of, Content(word, of=parent), "Practitioner/x")
             self.world.delivers(-1)
             worker = self.world.begins(of)
             self._goes(worker, stop, dies=False)
             if worker is not None:
                 standing.append(worker)
-            if content is older:
-                self.world.waits(LEASE_S, beating=False)
-                self.world.ledger.free_leases()
-                self.world.waits(90.0)
         for worker in standing:
             self.world.steps(worker, to_the_end)
 
