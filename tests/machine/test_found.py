@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,13 +19,34 @@ def a_bench() -> Iterator[Bench]:
         yield made
 
 
+@contextmanager
+def checked(world: World) -> Iterator[World]:
+    """Check at the end what may never be, and let no thread stay behind, however the story ends."""
+    try:
+        yield world
+        world.check()
+    finally:
+        world.ends_all()
+
+
+@pytest.fixture
+def world(a_bench: Bench) -> Iterator[World]:
+    with checked(World(a_bench)) as world:
+        yield world
+
+
+@pytest.fixture
+def replacing(a_bench: Bench) -> Iterator[World]:
+    """Give a world whose clinic cannot change every record, and brings deleted ones back."""
+    with checked(World(a_bench, REPLACING)) as world:
+        yield world
+
+
 @pytest.fixture
 def frozen(a_bench: Bench) -> Iterator[World]:
     """Give a world in which a process can freeze between its last check and the socket."""
-    world = World(a_bench, freezes=True)
-    yield world
-    world.check()
-    world.ends_all()
+    with checked(World(a_bench, freezes=True)) as world:
+        yield world
 
 
 def changed(world: World, of: str, content: Content) -> None:
@@ -39,20 +61,41 @@ def tried(world: World, of: str) -> None:
     world.finishes(worker)
 
 
-def frozen_write(world: World, word: str) -> None:
-    """Have P1 linked as A, and leave a write of another word standing between check and socket until it is over."""
-    changed(world, P1, Content("A"))
-    tried(world, P1)
-    world.waits(60)
-    changed(world, P1, Content(word))
-    worker = world.begins(P1)
+def written(world: World, of: str, content: Content) -> None:
+    """Have a version saved, told and tried."""
+    changed(world, of, content)
+    tried(world, of)
+
+
+def standing(world: World, of: str, where: str) -> Worker:
+    """Have an attempt made that stands still at a place."""
+    worker = world.begins(of)
     assert worker is not None
-    world.goes_on_to(worker, "frozen before its bytes leave")
+    world.goes_on_to(worker, where)
+    return worker
+
+
+def outlived(world: World) -> None:
+    """Let every lease and every bound pass while whoever stands still says nothing."""
     world.waits(61, beating=False)
     world.ledger.free_leases()
     world.waits(90)
-    changed(world, P1, Content("C"))
-    tried(world, P1)
+
+
+def settled(world: World) -> None:
+    """Let all come to rest, and check that both sides agree or a person is told why not."""
+    world.rests()
+    world.converged()
+
+
+def frozen_write(world: World, word: str) -> None:
+    """Have P1 linked as A, and leave a write of another word standing between check and socket until it is over."""
+    written(world, P1, Content("A"))
+    world.waits(60)
+    changed(world, P1, Content(word))
+    worker = standing(world, P1, "frozen before its bytes leave")
+    outlived(world)
+    written(world, P1, Content("C"))
     assert said(world) == "C"
     world.steps(worker)
     assert said(world) == word  # it went back: the one thing that the protocol cannot keep a frozen process from
@@ -67,8 +110,7 @@ def test_a_write_that_froze_on_its_way_is_mended_by_its_own_answer(frozen: World
     """A process that freezes after its last check and lives on tells of its write, and the newer state is sent (M8)."""
     frozen_write(frozen, "B")
     frozen.finishes(frozen.workers[0])
-    frozen.rests()
-    frozen.converged()
+    settled(frozen)
     assert said(frozen) == "C"
 
 
@@ -81,82 +123,58 @@ def test_a_write_that_froze_on_its_way_and_was_killed_goes_unseen_until_somebody
     with pytest.raises(AssertionError, match="legacy says"):
         frozen.converged()
     frozen.replays(P1)
-    frozen.rests()
-    frozen.converged()
+    settled(frozen)
 
 
 def test_a_delete_that_froze_on_its_way_and_takes_a_newer_record_is_made_good(frozen: World) -> None:
     """The machine found: it landed after an update, and the resource was held as gone (3f, 5)."""
-    changed(frozen, P1, Content("A"))
-    tried(frozen, P1)
+    written(frozen, P1, Content("A"))
     frozen.waits(60)
     changed(frozen, P1, Content("A", active=False))
-    worker = frozen.begins(P1)
-    assert worker is not None
-    frozen.goes_on_to(worker, "frozen before its bytes leave")
-    frozen.waits(61, beating=False)
-    frozen.ledger.free_leases()
-    frozen.waits(90)
-    changed(frozen, P1, Content("B"))
-    tried(frozen, P1)
+    worker = standing(frozen, P1, "frozen before its bytes leave")
+    outlived(frozen)
+    written(frozen, P1, Content("B"))
     frozen.finishes(worker)
-    frozen.rests()
-    frozen.converged()
+    settled(frozen)
     assert (frozen.ledger.failed(), said(frozen)) == ([], "B")
 
 
 def test_a_create_that_froze_on_its_way_and_has_no_answer_is_in_doubt_again(frozen: World) -> None:
     """The machine found: it was given up for what came after it, landed, and nobody looked for its record (3f)."""
     changed(frozen, P1, Content("A"))
-    worker = frozen.begins(P1)
-    assert worker is not None
-    frozen.goes_on_to(worker, "frozen before its bytes leave")
-    frozen.waits(61, beating=False)
-    frozen.ledger.free_leases()
-    frozen.waits(90)
-    changed(frozen, P1, Content("A", active=False))
-    tried(frozen, P1)
+    worker = standing(frozen, P1, "frozen before its bytes leave")
+    outlived(frozen)
+    written(frozen, P1, Content("A", active=False))
     frozen.fated(Fate.SILENT)
     frozen.finishes(worker)
-    frozen.rests()
-    frozen.converged()
+    settled(frozen)
     assert frozen.legacy.living(P1) == {}
 
 
-def test_every_slot_is_written_though_one_answer_is_lost(a_bench: Bench) -> None:
+def test_every_slot_is_written_though_one_answer_is_lost(world: World) -> None:
     """Of two records of one resource the first one's answer is lost: both are there in the end, once."""
-    world = World(a_bench)
     world.fated(Fate.SILENT)
     changed(world, D1, Content("A", uses=("home", "work")))
-    world.rests()
-    world.converged()
+    settled(world)
     assert {slot: len(records) for slot, records in world.legacy.living(D1).items()} == {"home": 1, "work": 1}
-    world.ends_all()
 
 
-def test_a_write_that_stood_still_after_its_announcement_is_not_sent(a_bench: Bench) -> None:
+def test_a_write_that_stood_still_after_its_announcement_is_not_sent(world: World) -> None:
     """Announced and overtaken by a newer state, a write is withdrawn by its sender's own look at the time (M8)."""
-    world = World(a_bench)
-    changed(world, P1, Content("A"))
-    tried(world, P1)
+    written(world, P1, Content("A"))
     world.waits(60)
     changed(world, P1, Content("B"))
-    worker = world.begins(P1)
-    assert worker is not None
-    world.goes_on_to(worker, "announced, and not yet sent")
+    worker = standing(world, P1, "announced, and not yet sent")
     world.waits(61, beating=False)
     world.waits(90)
-    changed(world, P1, Content("C"))
-    tried(world, P1)
+    written(world, P1, Content("C"))
     world.finishes(worker)
     world.check()
     assert said(world) == "C"
-    world.ends_all()
 
 
-def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> None:
+def test_a_create_in_doubt_is_looked_up_where_it_was_sent(world: World) -> None:
     """The machine found: where the patient gets another record meanwhile, the first problem is forgotten (3d)."""
-    world = World(a_bench)
     for of, content in ((P1, Content("A")), (C1, Content("A"))):
         changed(world, of, content)
         if of == C1:
@@ -170,15 +188,12 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(a_bench: Bench) -> Non
     world.rests()
     world.converged()  # a person has to choose, and is told why
     problems = [record for record in world.legacy.records.values() if record.kind == "problems" and record.alive]
-    world.ends_all()
     assert len(problems) == 1
 
 
-def test_a_delete_without_an_answer_is_remembered_until_it_is_answered(a_bench: Bench) -> None:
+def test_a_delete_without_an_answer_is_remembered_until_it_is_answered(world: World) -> None:
     """The machine found: sent again for its answer, the delete failed, and the record was held as gone (5)."""
-    world = World(a_bench)
-    changed(world, P1, Content("A"))
-    tried(world, P1)
+    written(world, P1, Content("A"))
     world.waits(60)
     changed(world, P1, Content("A", active=False))
     world.fated(Fate.SILENT)
@@ -188,18 +203,15 @@ def test_a_delete_without_an_answer_is_remembered_until_it_is_answered(a_bench: 
     world.fated(Fate.ACTS)  # the update, which is told that there is no such record
     world.fated(Fate.UNREACHED)
     tried(world, P1)
-    world.rests()
-    world.converged()
+    settled(world)
     held = world.ledger.failed()
-    world.ends_all()
     assert held == []
 
 
 def brought_back(world: World, fate: Fate) -> None:
     """Have P1 made, deleted and brought back, the last with a fate, and its bound pass."""
     for active in (True, False):
-        changed(world, P1, Content("A", active=active))
-        tried(world, P1)
+        written(world, P1, Content("A", active=active))
         world.waits(60)
     changed(world, P1, Content("B"))
     world.fated(fate)
@@ -207,56 +219,47 @@ def brought_back(world: World, fate: Fate) -> None:
     world.waits(90)
 
 
-def test_an_undelete_that_landed_without_an_answer_is_not_taken_for_a_record_that_is_gone(a_bench: Bench) -> None:
+def test_an_undelete_that_landed_without_an_answer_is_not_taken_for_a_record_that_is_gone(replacing: World) -> None:
     """The machine found: sent again, there is nothing to bring back; the record is there, and is updated (5)."""
-    world = World(a_bench, REPLACING)
-    brought_back(world, Fate.SILENT)
-    world.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
-    world.fated(Fate.UNREACHED)
-    tried(world, P1)
-    world.rests()
-    world.converged()
-    held, word = world.ledger.failed(), said(world)
-    world.ends_all()
+    brought_back(replacing, Fate.SILENT)
+    replacing.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
+    replacing.fated(Fate.UNREACHED)
+    tried(replacing, P1)
+    settled(replacing)
+    held, word = replacing.ledger.failed(), said(replacing)
     assert (held, word) == ([], "B")
 
 
-def test_what_an_undelete_may_have_brought_back_is_deleted_though_another_undelete_met_nothing(a_bench: Bench) -> None:
+def test_what_an_undelete_may_have_brought_back_is_deleted_though_another_undelete_met_nothing(
+    replacing: World,
+) -> None:
     """The machine found: the second undelete's answer had settled the first, and the record stayed (3, 5)."""
-    world = World(a_bench, REPLACING)
-    brought_back(world, Fate.SILENT)
-    world.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
-    world.fated(Fate.UNREACHED)
-    tried(world, P1)
-    changed(world, P1, Content("B", active=False))
-    world.rests()
-    world.converged()
-    living = world.legacy.living(P1)
-    world.ends_all()
+    brought_back(replacing, Fate.SILENT)
+    replacing.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
+    replacing.fated(Fate.UNREACHED)
+    tried(replacing, P1)
+    changed(replacing, P1, Content("B", active=False))
+    settled(replacing)
+    living = replacing.legacy.living(P1)
     assert living == {}
 
 
-def test_an_undelete_that_tells_of_itself_after_a_delete_is_not_taken_for_a_record_that_is_gone(a_bench: Bench) -> None:
+def test_an_undelete_that_tells_of_itself_after_a_delete_is_not_taken_for_a_record_that_is_gone(
+    replacing: World,
+) -> None:
     """The machine found: its late answer links the record again, which our own delete has taken since (3f, 5)."""
-    world = World(a_bench, REPLACING)
     for active in (True, False):
-        changed(world, P1, Content("A", active=active))
-        tried(world, P1)
-        world.waits(60)
-    changed(world, P1, Content("B"))
-    frozen = world.begins(P1)
-    assert frozen is not None
-    world.goes_on_to(frozen, "before finish")
-    world.waits(61, beating=False)
-    world.waits(90)
-    changed(world, P1, Content("B", active=False))
-    tried(world, P1)
-    world.finishes(frozen)
-    changed(world, P1, Content("C"))
-    world.rests()
-    world.converged()
-    held = world.ledger.failed()
-    world.ends_all()
+        written(replacing, P1, Content("A", active=active))
+        replacing.waits(60)
+    changed(replacing, P1, Content("B"))
+    frozen = standing(replacing, P1, "before finish")
+    replacing.waits(61, beating=False)
+    replacing.waits(90)
+    written(replacing, P1, Content("B", active=False))
+    replacing.finishes(frozen)
+    changed(replacing, P1, Content("C"))
+    settled(replacing)
+    held = replacing.ledger.failed()
     assert held == []
 
 
@@ -266,25 +269,17 @@ def moved_in_doubt(world: World, *, until: str) -> Worker:
         changed(world, of, content)
         tried(world, of)
     changed(world, C1, Content("A"))
-    worker = world.begins(C1)
-    assert worker is not None
-    world.goes_on_to(worker, until)
-    world.waits(61, beating=False)
-    world.ledger.free_leases()
-    world.waits(90)
-    changed(world, C1, Content("A", of=P2))
-    tried(world, C1)
+    worker = standing(world, C1, until)
+    outlived(world)
+    written(world, C1, Content("A", of=P2))
     return worker
 
 
-def test_a_create_in_doubt_under_another_parent_is_looked_for_there_a_second_time(a_bench: Bench) -> None:
+def test_a_create_in_doubt_under_another_parent_is_looked_for_there_a_second_time(world: World) -> None:
     """The machine found: whose first create never came anywhere was held, for its first parent's key was not known."""
-    world = World(a_bench)
     world.kills_worker(moved_in_doubt(world, until="announced, and not yet sent"))
-    world.rests()
-    world.converged()
+    settled(world)
     held = world.ledger.failed()
-    world.ends_all()
     assert held == []
 
 
@@ -297,38 +292,26 @@ def test_a_second_record_under_another_parent_is_found(frozen: World) -> None:
     assert [(entry["reference"], entry["reason"]) for entry in frozen.ledger.failed()] == [(C1, "second record")]
 
 
-def test_a_delete_that_was_answered_late_is_no_reason_to_hold(a_bench: Bench) -> None:
+def test_a_delete_that_was_answered_late_is_no_reason_to_hold(world: World) -> None:
     """The machine found: the record is wanted again, and whoever took over updated what was gone (3f, 5)."""
-    world = World(a_bench)
-    changed(world, P1, Content("A"))
-    tried(world, P1)
+    written(world, P1, Content("A"))
     world.waits(60)
     changed(world, P1, Content("A", active=False))
-    frozen = world.begins(P1)
-    assert frozen is not None
-    world.goes_on_to(frozen, "before finish")
+    frozen = standing(world, P1, "before finish")
     world.waits(61, beating=False)
-    changed(world, P1, Content("A"))
-    tried(world, P1)
+    written(world, P1, Content("A"))
     world.finishes(frozen)
-    world.rests()
-    world.converged()
+    settled(world)
     held = world.ledger.failed()
-    world.ends_all()
     assert held == []
 
 
-def test_a_version_that_comes_during_an_attempt_is_synced_after_it(a_bench: Bench) -> None:
+def test_a_version_that_comes_during_an_attempt_is_synced_after_it(world: World) -> None:
     """Told between the read and the settlement, a version leaves the mirror due (M1)."""
-    world = World(a_bench)
     changed(world, P1, Content("A"))
-    worker = world.begins(P1)
-    assert worker is not None
-    world.goes_on_to(worker, "after a read")
+    worker = standing(world, P1, "after a read")
     changed(world, P1, Content("B"))
     world.finishes(worker)
-    world.rests()
-    world.converged()
+    settled(world)
     word = said(world)
-    world.ends_all()
     assert word == "B"

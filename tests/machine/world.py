@@ -21,7 +21,7 @@ import httpx
 from sqlalchemy import event, text
 
 from tests.contract.ledger.story import KEYS, START, Clock
-from tests.machine import clinic_routes, replacing_routes
+from tests.machine.clinic_routes import legacy as api
 from tests.machine.crew import Crew, Watched, Worker
 from tests.machine.legacy_model import Fate, LegacyModel, Record, Sender
 from tests.machine.medplum_model import BASE_URL, Content, MedplumModel, Version
@@ -29,7 +29,6 @@ from worker.ledger import Ledger, Selection
 from worker.ledger.migrate import upgrade
 from worker.ledger.tables import metadata
 from worker.ledger.values import Hint, Source
-from worker.legacy import LegacyApi
 from worker.legacy.gate import Gate, _OwnGates
 from worker.mapping import Routes, load_routes
 from worker.medplum import Medplum
@@ -48,13 +47,12 @@ SLOW_LOOKS = 2  # one for who waits for another, and one for who waits for him
 class Clinic:
     """What the legacy system can do, and how its records are written."""
 
-    api: LegacyApi
     routes: Routes
     replaces: bool  # a new record for a changed one; moves go with their parent, and a deleted patient comes back
 
 
-PLAIN = Clinic(clinic_routes.legacy, load_routes("tests.machine.clinic_routes"), replaces=False)
-REPLACING = Clinic(replacing_routes.legacy, load_routes("tests.machine.replacing_routes"), replaces=True)
+PLAIN = Clinic(load_routes("tests.machine.clinic_routes"), replaces=False)
+REPLACING = Clinic(load_routes("tests.machine.replacing_routes"), replaces=True)
 
 
 class Bench:
@@ -105,7 +103,6 @@ class World:
         self.medplum = MedplumModel(self.clock, self.crew.pause, self._note_read)
         twice = frozenset({"numbers"}) if clinic.replaces else frozenset[str]()
         self.legacy = LegacyModel(self.clock, self.crew.pause, self._sender, freezes=freezes, twice=twice)
-        api = clinic.api
         api._clients[os.getpid()] = httpx.Client(base_url=api.base_url, transport=self.legacy)
         self.processes = dict.fromkeys(PROCESSES, 0)
         self.workers: list[Worker] = []
@@ -239,7 +236,7 @@ class World:
         for worker in self.workers:
             worker.kill()
         self.workers.clear()
-        client = self.clinic.api._clients.pop(os.getpid(), None)
+        client = api._clients.pop(os.getpid(), None)
         if client is not None:
             client.close()
 
