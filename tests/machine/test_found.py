@@ -185,8 +185,7 @@ def test_a_create_in_doubt_is_looked_up_where_it_was_sent(world: World) -> None:
     world.delivers()
     tried(world, P1)
     changed(world, P1, Content("A"))
-    world.rests()
-    world.converged()  # a person has to choose, and is told why
+    settled(world)  # a person has to choose, and is told why
     problems = [record for record in world.legacy.records.values() if record.kind == "problems" and record.alive]
     assert len(problems) == 1
 
@@ -204,44 +203,41 @@ def test_a_delete_without_an_answer_is_remembered_until_it_is_answered(world: Wo
     world.fated(Fate.UNREACHED)
     tried(world, P1)
     settled(world)
-    held = world.ledger.failed()
-    assert held == []
+    assert world.ledger.failed() == []
 
 
-def brought_back(world: World, fate: Fate) -> None:
-    """Have P1 made, deleted and brought back, the last with a fate, and its bound pass."""
+def brought_back_in_silence(world: World) -> None:
+    """Have P1 made, deleted and brought back, the last without an answer, and its bound pass."""
     for active in (True, False):
         written(world, P1, Content("A", active=active))
         world.waits(60)
     changed(world, P1, Content("B"))
-    world.fated(fate)
+    world.fated(Fate.SILENT)
     tried(world, P1)
     world.waits(90)
 
 
 def test_an_undelete_that_landed_without_an_answer_is_not_taken_for_a_record_that_is_gone(replacing: World) -> None:
     """The machine found: sent again, there is nothing to bring back; the record is there, and is updated (5)."""
-    brought_back(replacing, Fate.SILENT)
+    brought_back_in_silence(replacing)
     replacing.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
     replacing.fated(Fate.UNREACHED)
     tried(replacing, P1)
     settled(replacing)
-    held, word = replacing.ledger.failed(), said(replacing)
-    assert (held, word) == ([], "B")
+    assert (replacing.ledger.failed(), said(replacing)) == ([], "B")
 
 
 def test_what_an_undelete_may_have_brought_back_is_deleted_though_another_undelete_met_nothing(
     replacing: World,
 ) -> None:
     """The machine found: the second undelete's answer had settled the first, and the record stayed (3, 5)."""
-    brought_back(replacing, Fate.SILENT)
+    brought_back_in_silence(replacing)
     replacing.fated(Fate.ACTS)  # the second undelete, which is told that nothing is deleted
     replacing.fated(Fate.UNREACHED)
     tried(replacing, P1)
     changed(replacing, P1, Content("B", active=False))
     settled(replacing)
-    living = replacing.legacy.living(P1)
-    assert living == {}
+    assert replacing.legacy.living(P1) == {}
 
 
 def test_an_undelete_that_tells_of_itself_after_a_delete_is_not_taken_for_a_record_that_is_gone(
@@ -259,15 +255,13 @@ def test_an_undelete_that_tells_of_itself_after_a_delete_is_not_taken_for_a_reco
     replacing.finishes(frozen)
     changed(replacing, P1, Content("C"))
     settled(replacing)
-    held = replacing.ledger.failed()
-    assert held == []
+    assert replacing.ledger.failed() == []
 
 
 def moved_in_doubt(world: World, *, until: str) -> Worker:
     """Have a problem's create under P1 stand still at a place, and the problem be P2's and written there meanwhile."""
     for of, content in ((P1, Content("A")), (P2, Content("A"))):
-        changed(world, of, content)
-        tried(world, of)
+        written(world, of, content)
     changed(world, C1, Content("A"))
     worker = standing(world, C1, until)
     outlived(world)
@@ -279,8 +273,7 @@ def test_a_create_in_doubt_under_another_parent_is_looked_for_there_a_second_tim
     """The machine found: whose first create never came anywhere was held, for its first parent's key was not known."""
     world.kills_worker(moved_in_doubt(world, until="announced, and not yet sent"))
     settled(world)
-    held = world.ledger.failed()
-    assert held == []
+    assert world.ledger.failed() == []
 
 
 def test_a_second_record_under_another_parent_is_found(frozen: World) -> None:
@@ -302,8 +295,7 @@ def test_a_delete_that_was_answered_late_is_no_reason_to_hold(world: World) -> N
     written(world, P1, Content("A"))
     world.finishes(frozen)
     settled(world)
-    held = world.ledger.failed()
-    assert held == []
+    assert world.ledger.failed() == []
 
 
 def test_a_version_that_comes_during_an_attempt_is_synced_after_it(world: World) -> None:
@@ -313,5 +305,4 @@ def test_a_version_that_comes_during_an_attempt_is_synced_after_it(world: World)
     changed(world, P1, Content("B"))
     world.finishes(worker)
     settled(world)
-    word = said(world)
-    assert word == "B"
+    assert said(world) == "B"
